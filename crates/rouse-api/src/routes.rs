@@ -1,0 +1,111 @@
+//! Which path leads to which handler.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri};
+use axum::middleware::map_response;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post, put};
+use rouse_node::Node;
+
+use crate::{control, errors, invoke, own};
+
+/// Carries the id of the request in every answer.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
+
+/// The whole API of a node.
+pub fn router(node: Arc<Node>) -> Router {
+    let functions = Router::new()
+        .route("/", get(control::list).post(control::create))
+        .route("/{function}", get(control::get).delete(control::delete))
+        .route(
+            "/{function}/configuration",
+            get(control::get_configuration).put(control::update_configuration),
+        )
+        .route("/{function}/code", put(control::update_code))
+        .route(
+            "/{function}/versions",
+            get(control::list_versions).post(control::publish_version),
+        )
+        .route("/{function}/invocations", post(invoke::invoke));
+    Router::new()
+        .nest("/2015-03-31/functions", functions)
+        // boto3 writes a slash at the end of some, axum does not take one for nested roots.
+        .route(
+            "/2015-03-31/functions/",
+            get(control::list).post(control::create),
+        )
+        .route(
+            "/2014-11-13/functions/{function}/invoke-async",
+            post(invoke::invoke_async),
+        )
+        .route(
+            "/2014-11-13/functions/{function}/invoke-async/",
+            post(invoke::invoke_async),
+        )
+        .route(
+            "/2016-08-19/account-settings",
+            get(control::account_settings),
+        )
+        .route(
+            "/2016-08-19/account-settings/",
+            get(control::account_settings),
+        )
+        .route(
+            "/2019-09-30/functions/{function}/concurrency",
+            get(control::concurrency),
+        )
+        .route(
+            "/2020-06-30/functions/{function}/code-signing-config",
+            get(control::code_signing),
+        )
+        .route("/healthz", get(own::health))
+        .route("/readyz", get(own::ready))
+        .route("/rouse/v1/functions/{function}", get(own::describe))
+        .route("/rouse/v1/functions/{function}/logs", get(own::logs))
+        .route("/rouse/v1/functions/{function}/memory", get(own::memory))
+        .route(
+            "/rouse/v1/functions/{function}/snapshots",
+            get(own::snapshots),
+        )
+        .route(
+            "/rouse/v1/functions/{function}/snapshot-point",
+            put(own::set_snapshot_point),
+        )
+        .route(
+            "/rouse/v1/functions/{function}/rollback",
+            post(own::rollback),
+        )
+        .route("/rouse/v1/tiers", get(own::tiers))
+        .route("/rouse/v1/packages/{sha256}", get(own::package))
+        .fallback(unknown)
+        .method_not_allowed_fallback(unknown)
+        .layer(map_response(with_request_id))
+        // The handlers read bodies themselves, each with its own limit and Lambda's words.
+        .layer(DefaultBodyLimit::disable())
+        .with_state(node)
+}
+
+async fn unknown(method: Method, uri: Uri) -> Response {
+    let message = format!(
+        "Unable to determine service/operation name to be authorized: {method} {}",
+        uri.path()
+    );
+    errors::shaped(
+        StatusCode::NOT_FOUND,
+        "UnknownOperationException",
+        "User",
+        &message,
+    )
+}
+
+async fn with_request_id(mut response: Response) -> Response {
+    if !response.headers().contains_key(REQUEST_ID)
+        && let Ok(id) = HeaderValue::from_str(&uuid::Uuid::new_v4().to_string())
+    {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    response.into_response()
+}

@@ -1,0 +1,446 @@
+//! What the node knows about one version of a function while it runs.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use rouse_process::instance::BootPath;
+use rouse_process::working_set::WorkingSetReport;
+
+use super::environment::Launches;
+use super::runner::Runner;
+use crate::boot::LoadedImage;
+use crate::function::record::{FunctionRecord, SnapshotRecord};
+use crate::logs::files::FunctionLog;
+use crate::package::CodePin;
+use crate::residency::heat::Heat;
+use crate::versions::history::History;
+
+/// Restores, or forks, that may fail in a row before a snapshot's path is given up.
+const MAX_FAILURES: usize = 3;
+
+/// One version of a function.
+pub struct Function {
+    /// Name, and `:version` when published.
+    pub key: String,
+    /// As stored; the newest settings, which a build may still be working on.
+    record: RwLock<Arc<FunctionRecord>>,
+    /// What invocations run.
+    serving: RwLock<Option<Arc<Revision>>>,
+    /// Idle instances, the freshest last.
+    idle: Mutex<Vec<Idle>>,
+    /// How often it is called.
+    pub heat: Heat,
+    /// Counters and gauges.
+    pub counters: Counters,
+    /// Where its output goes.
+    pub log: Arc<FunctionLog>,
+}
+
+struct Idle {
+    runner: Runner,
+    since: Instant,
+}
+
+/// Code and settings that instances run, and their snapshot.
+pub struct Revision {
+    /// The settings.
+    pub record: Arc<FunctionRecord>,
+    /// How its instances are launched.
+    pub launches: Launches,
+    /// Keeps the code on disk.
+    pub pin: CodePin,
+    snapshot: RwLock<SnapshotStatus>,
+    fork_failures: AtomicUsize,
+    restore_failures: AtomicUsize,
+    fork_problem: Mutex<Option<String>>,
+    released: Mutex<Option<Instant>>,
+    /// Held while the snapshot is being loaded, or another version takes its place.
+    pub loading: tokio::sync::Mutex<()>,
+    /// Its other versions.
+    pub history: Mutex<History>,
+    /// Invocations that were answered since the node started.
+    calls: AtomicU64,
+    /// After so many of them a later snapshot is tried.
+    trial_at: AtomicU64,
+}
+
+/// Whether there is a snapshot.
+#[derive(Clone)]
+pub enum SnapshotStatus {
+    /// It is being taken or loaded.
+    Pending {
+        /// For people.
+        reason: String,
+    },
+    /// On disk only: the next call loads it.
+    Stored(Arc<StoredSnapshot>),
+    /// Ready for use.
+    Ready(Arc<ReadySnapshot>),
+    /// There is none.
+    Failed {
+        /// For people.
+        reason: String,
+    },
+}
+
+/// A snapshot of which nothing is in memory.
+#[derive(Clone)]
+pub struct StoredSnapshot {
+    /// As stored.
+    pub record: SnapshotRecord,
+    /// As in [`ReadySnapshot`].
+    pub rebuilt_because: Option<String>,
+    /// As in [`LoadedImage`], if it was loaded before.
+    pub mapped_pages: Option<u64>,
+    /// As in [`LoadedImage`].
+    pub parent_pages: u64,
+    /// How well the pages that an invocation touches were predicted when it was last looked at.
+    pub working_set: Option<WorkingSetReport>,
+    /// Has it been found to fit to this host since the node started?
+    pub is_checked: bool,
+}
+
+/// A snapshot in use.
+pub struct ReadySnapshot {
+    /// Loaded.
+    pub image: LoadedImage,
+    /// As stored.
+    pub record: SnapshotRecord,
+    /// Why the one before it could not be used any more, if that is why this one was taken.
+    pub rebuilt_because: Option<String>,
+}
+
+/// Counters and gauges of a function.
+#[derive(Debug, Default)]
+pub struct Counters {
+    boots: [AtomicU64; 5],
+    /// Invocations that began.
+    pub invocations: AtomicU64,
+    /// Invocations that ended with a function error.
+    pub errors: AtomicU64,
+    /// Requests answered 429.
+    pub throttles: AtomicU64,
+    /// Instances that exist now.
+    pub instances: Arc<AtomicUsize>,
+}
+
+impl Counters {
+    /// An invocation took `path`.
+    pub fn count(&self, path: BootPath) {
+        self.boots[slot(path)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Invocations that took `path`.
+    pub fn boots(&self, path: BootPath) -> u64 {
+        self.boots[slot(path)].load(Ordering::Relaxed)
+    }
+}
+
+fn slot(path: BootPath) -> usize {
+    match path {
+        BootPath::Cold => 0,
+        BootPath::Restore => 1,
+        BootPath::Fork => 2,
+        BootPath::Warm => 3,
+        BootPath::Parked => 4,
+    }
+}
+
+impl SnapshotStatus {
+    /// What is stored of the snapshot, if there is one.
+    pub fn record(&self) -> Option<&SnapshotRecord> {
+        match self {
+            SnapshotStatus::Ready(ready) => Some(&ready.record),
+            SnapshotStatus::Stored(stored) => Some(&stored.record),
+            SnapshotStatus::Pending { .. } | SnapshotStatus::Failed { .. } => None,
+        }
+    }
+}
+
+impl StoredSnapshot {
+    /// One of which nothing is known but what is stored.
+    pub fn unchecked(record: SnapshotRecord, rebuilt_because: Option<String>) -> Self {
+        StoredSnapshot {
+            record,
+            rebuilt_because,
+            mapped_pages: None,
+            parent_pages: 0,
+            working_set: None,
+            is_checked: false,
+        }
+    }
+}
+
+impl Function {
+    /// A function with its stored record.
+    pub fn new(record: Arc<FunctionRecord>, log: Arc<FunctionLog>) -> Self {
+        Function {
+            key: record.key(),
+            record: RwLock::new(record),
+            serving: RwLock::new(None),
+            idle: Mutex::new(Vec::new()),
+            heat: Heat::new(),
+            counters: Counters::default(),
+            log,
+        }
+    }
+
+    /// The stored record.
+    pub fn record(&self) -> Arc<FunctionRecord> {
+        Arc::clone(&self.record.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Replaces the record, which must already be stored.
+    pub fn set_record(&self, record: Arc<FunctionRecord>) {
+        *self.record.write().unwrap_or_else(PoisonError::into_inner) = record;
+    }
+
+    /// What invocations run, if the first build is over.
+    pub fn serving(&self) -> Option<Arc<Revision>> {
+        self.serving
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Lets invocations run `revision` from now on. Idle instances of older ones end.
+    pub fn serve(&self, revision: Arc<Revision>) {
+        *self.serving.write().unwrap_or_else(PoisonError::into_inner) = Some(revision);
+        self.clear_idle();
+    }
+
+    /// Keeps an instance for later, unless there are enough or it is of an old revision.
+    pub fn keep(&self, runner: Runner, max_idle: usize) {
+        let current = self.serving().is_some_and(|serving| {
+            serving.record.revision_id == runner.revision.record.revision_id
+        });
+        if !current {
+            return;
+        }
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.push(Idle {
+            runner,
+            since: Instant::now(),
+        });
+        let surplus = idle.len().saturating_sub(max_idle);
+        let ended: Vec<Idle> = idle.drain(..surplus).collect();
+        drop(idle);
+        drop(ended);
+    }
+
+    /// The idle instance that was used last and still runs.
+    pub fn take_idle(&self, revision: &Revision) -> Option<Runner> {
+        loop {
+            let idle = self
+                .idle
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .pop()?;
+            if idle.runner.is_running()
+                && idle.runner.revision.record.revision_id == revision.record.revision_id
+            {
+                return Some(idle.runner);
+            }
+        }
+    }
+
+    /// Ends instances that were idle for longer than `keep_alive`, or died.
+    pub fn end_idle(&self, keep_alive: Duration) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let (kept, ended) = idle
+            .drain(..)
+            .partition(|one| one.runner.is_running() && one.since.elapsed() < keep_alive);
+        *idle = kept;
+        drop(idle);
+        let ended: Vec<Idle> = ended;
+        drop(ended);
+    }
+
+    /// Ends all idle instances.
+    pub fn clear_idle(&self) {
+        let ended = std::mem::take(&mut *self.idle.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(ended);
+    }
+
+    /// Idle instances now.
+    pub fn idle_count(&self) -> usize {
+        self.idle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
+    }
+
+    /// The function is deleted: nothing new starts.
+    pub fn retire(&self) {
+        *self.serving.write().unwrap_or_else(PoisonError::into_inner) = None;
+        self.clear_idle();
+    }
+}
+
+impl Revision {
+    /// A revision without snapshot.
+    pub fn new(record: Arc<FunctionRecord>, launches: Launches, pin: CodePin) -> Self {
+        Revision {
+            history: Mutex::new(History::new(&record.revision_id)),
+            calls: AtomicU64::new(0),
+            trial_at: AtomicU64::new(u64::MAX),
+            record,
+            launches,
+            pin,
+            snapshot: RwLock::new(SnapshotStatus::Pending {
+                reason: "The snapshot is not taken yet.".into(),
+            }),
+            fork_failures: AtomicUsize::new(0),
+            restore_failures: AtomicUsize::new(0),
+            fork_problem: Mutex::new(None),
+            released: Mutex::new(None),
+            loading: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    /// Reads or changes what is known of other versions.
+    pub fn with_history<T>(&self, task: impl FnOnce(&mut History) -> T) -> T {
+        task(&mut self.history.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// An invocation was answered. Is it time to try a later snapshot? Says so once.
+    pub fn note_call(&self) -> bool {
+        let calls = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
+        let at = self.trial_at.load(Ordering::Relaxed);
+        calls >= at
+            && self
+                .trial_at
+                .compare_exchange(at, u64::MAX, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+    }
+
+    /// A later snapshot is to be tried after so many more invocations, or not at all.
+    pub fn try_after(&self, calls: Option<u64>) {
+        let now = self.calls.load(Ordering::Relaxed);
+        let at = calls.map_or(u64::MAX, |calls| now.saturating_add(calls));
+        self.trial_at.store(at, Ordering::Relaxed);
+    }
+
+    /// Whether there is a snapshot.
+    pub fn snapshot(&self) -> SnapshotStatus {
+        self.snapshot
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Changes the status.
+    pub fn set_snapshot(&self, status: SnapshotStatus) {
+        self.fork_failures.store(0, Ordering::Relaxed);
+        self.restore_failures.store(0, Ordering::Relaxed);
+        *self
+            .snapshot
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = status;
+    }
+
+    /// Another version takes the snapshot's place. Instances that run go on with the one that they were made of.
+    pub fn switch_snapshot(&self, status: SnapshotStatus, fork_problem: Option<String>) {
+        self.set_snapshot(status);
+        *self
+            .fork_problem
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = fork_problem;
+    }
+
+    /// Changes the status if it still is that snapshot, and says whether it was.
+    pub fn replace_ready(&self, ready: &Arc<ReadySnapshot>, status: SnapshotStatus) -> bool {
+        let mut now = self
+            .snapshot
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        let is_it = matches!(&*now, SnapshotStatus::Ready(current) if Arc::ptr_eq(current, ready));
+        if is_it {
+            *now = status;
+        }
+        is_it
+    }
+
+    /// Pages of the snapshot are let go of.
+    pub fn note_release(&self) {
+        let mut released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
+        *released = Some(Instant::now());
+    }
+
+    /// Was that done so short a time ago?
+    pub fn was_released_within(&self, time: Duration) -> bool {
+        let released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
+        released.is_some_and(|at| at.elapsed() < time)
+    }
+
+    /// Why forks are not used, if so.
+    pub fn fork_problem(&self) -> Option<String> {
+        self.fork_problem
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// An instance came up on `path`.
+    pub fn succeeded(&self, path: BootPath) {
+        match path {
+            BootPath::Fork if self.fork_failures.load(Ordering::Relaxed) > 0 => {
+                self.fork_failures.store(0, Ordering::Relaxed)
+            }
+            BootPath::Restore if self.restore_failures.load(Ordering::Relaxed) > 0 => {
+                self.restore_failures.store(0, Ordering::Relaxed)
+            }
+            _ => {}
+        }
+    }
+
+    /// No instance came up on `path`. After a few in a row the path is given up for this revision.
+    pub fn failed(&self, path: BootPath, reason: &str) {
+        match path {
+            BootPath::Fork => {
+                if self.fork_failures.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_FAILURES {
+                    self.give_up_fork(reason);
+                }
+            }
+            BootPath::Restore => {
+                if self.restore_failures.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_FAILURES {
+                    let reason = format!(
+                        "Restores failed {MAX_FAILURES} times in a row, the last one because: {reason}"
+                    );
+                    *self
+                        .snapshot
+                        .write()
+                        .unwrap_or_else(PoisonError::into_inner) =
+                        SnapshotStatus::Failed { reason };
+                }
+            }
+            // Who makes them ahead sees to it.
+            BootPath::Parked => {}
+            BootPath::Cold | BootPath::Warm => {}
+        }
+    }
+
+    /// Forks are not used any more.
+    pub fn give_up_fork(&self, reason: &str) {
+        *self
+            .fork_problem
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+    }
+}
+
+/// Names of the directories below `snapshots/` that are in use.
+pub fn snapshot_directories<'a>(
+    records: impl Iterator<Item = (&'a str, &'a SnapshotRecord)>,
+) -> HashSet<String> {
+    records
+        .map(|(key, record)| format!("{}/{}", function_of(key), record.directory_name()))
+        .collect()
+}
+
+/// The name in a key.
+pub fn function_of(key: &str) -> &str {
+    key.split(':').next().unwrap_or(key)
+}

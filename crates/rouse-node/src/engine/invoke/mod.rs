@@ -1,0 +1,348 @@
+//! One invocation: the path of a request from the API to the function and back.
+//!
+//! Nothing in here touches the disk or takes a lock across an await. What can wait until the caller has its answer
+//! (the log, the end of the instance) is done afterwards.
+
+mod end;
+mod run;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rouse_process::instance::{BootPath, MemoryUse, Stage};
+use serde::de::IgnoredAny;
+use uuid::Uuid;
+
+use super::function::{Function, Revision, SnapshotStatus};
+use crate::config::BootPolicy;
+use crate::function::arn::{FunctionRef, function_arn};
+use crate::function::record::State;
+use crate::node::Node;
+use crate::refusal::Refusal;
+use crate::runtime_api::session::Event;
+
+/// Largest payload of a synchronous invocation, bytes.
+pub const MAX_PAYLOAD: usize = 6_291_456;
+
+/// How to invoke.
+#[derive(Debug, Clone, Default)]
+pub struct InvokeOptions {
+    /// A path that must be taken, or the invocation fails. `None` leaves it to the node.
+    pub boot: Option<BootPath>,
+    /// Give back the last 4 KiB of the log.
+    pub log_tail: bool,
+    /// JSON in one line.
+    pub client_context: Option<String>,
+    /// Measure the instance's memory after the answer.
+    pub measure_memory: bool,
+    /// `X-Amzn-Trace-Id` of the caller.
+    pub trace_id: Option<String>,
+    /// Request id that was given out before.
+    pub request_id: Option<String>,
+}
+
+/// How an invocation went.
+#[derive(Debug, Clone)]
+pub struct InvokeOutcome {
+    /// HTTP status: 200, also when the function failed.
+    pub status: u16,
+    /// The function's answer, or its error as JSON.
+    pub payload: Bytes,
+    /// `Unhandled` when the function failed.
+    pub function_error: Option<&'static str>,
+    /// Type of the function's error.
+    pub error_type: Option<String>,
+    /// Last 4 KiB of the log, if asked for.
+    pub log_tail: Option<Vec<u8>>,
+    /// Version that ran.
+    pub executed_version: String,
+    /// Path that was taken.
+    pub path: BootPath,
+    /// What took how long, in order: waiting in the node, the stages of the boot, start until delivery, the function.
+    pub stages: Vec<Stage>,
+    /// Request id.
+    pub request_id: String,
+    /// Trace id that the function saw.
+    pub trace_id: String,
+    /// Memory, if asked for.
+    pub memory: Option<MemoryUse>,
+}
+
+/// Why a path did not work.
+enum Problem {
+    /// The platform's fault, on this path.
+    Boot(String),
+    /// A kept instance was dead before it got the event, or none was there any more.
+    Stale,
+    /// The snapshot is damaged, which was found when the function had the event already.
+    Damaged(String),
+}
+
+struct Request<'a> {
+    function: &'a Arc<Function>,
+    revision: Arc<Revision>,
+    event: Event,
+    options: &'a InvokeOptions,
+    received: Instant,
+}
+
+impl Node {
+    /// Invokes a function and waits for its answer. Dropping the future ends the instance.
+    pub async fn invoke(
+        self: &Arc<Self>,
+        target: &FunctionRef,
+        payload: Bytes,
+        options: &InvokeOptions,
+    ) -> Result<InvokeOutcome, Refusal> {
+        let received = Instant::now();
+        let function = self.find(target)?;
+        let revision = self.invocable(&function)?;
+        let payload = check_payload(payload, MAX_PAYLOAD)?;
+        let Ok(_permit) = self.permits.try_acquire() else {
+            function.counters.throttles.fetch_add(1, Ordering::Relaxed);
+            return Err(Refusal::TooManyRequests);
+        };
+        function
+            .counters
+            .invocations
+            .fetch_add(1, Ordering::Relaxed);
+        function.heat.called(received);
+        let event = self.event(target, &revision, payload, options);
+        let request = Request {
+            function: &function,
+            revision,
+            event,
+            options,
+            received,
+        };
+        match options.boot {
+            Some(path) => self.demanded(&request, path).await,
+            None => self.cheapest(&request).await,
+        }
+    }
+
+    /// Checks what an invocation would check, and does not invoke.
+    pub fn dry_run(&self, target: &FunctionRef) -> Result<(), Refusal> {
+        let function = self.find(target)?;
+        self.invocable(&function).map(drop)
+    }
+
+    /// The revision that invocations run; Lambda's error when there is none.
+    fn invocable(&self, function: &Function) -> Result<Arc<Revision>, Refusal> {
+        let state = match &function.record().state {
+            State::Failed { .. } => "Failed",
+            _ => match function.serving() {
+                Some(revision) => return Ok(revision),
+                None => "Pending",
+            },
+        };
+        Err(Refusal::ResourceConflict(format!(
+            "The operation cannot be performed at this time. The function is currently in the following state: {state}"
+        )))
+    }
+
+    fn event(
+        &self,
+        target: &FunctionRef,
+        revision: &Revision,
+        payload: Bytes,
+        options: &InvokeOptions,
+    ) -> Event {
+        Event {
+            request_id: options
+                .request_id
+                .clone()
+                .unwrap_or_else(|| Uuid::new_v4().to_string()),
+            function_arn: function_arn(
+                &self.config.region,
+                &self.config.account,
+                &revision.record.name,
+                target.qualifier.as_deref(),
+            ),
+            timeout: Duration::from_secs(u64::from(revision.record.settings.timeout_s)),
+            trace_id: options.trace_id.clone().unwrap_or_else(new_trace_id),
+            client_context: options.client_context.clone(),
+            payload,
+        }
+    }
+
+    /// Exactly the path that the caller wants, or an error that says why not.
+    async fn demanded(
+        self: &Arc<Self>,
+        request: &Request<'_>,
+        path: BootPath,
+    ) -> Result<InvokeOutcome, Refusal> {
+        let ready = match path {
+            BootPath::Restore | BootPath::Fork | BootPath::Parked => {
+                let found = self
+                    .usable_snapshot(request.function, &request.revision)
+                    .await;
+                Some(found.ok_or_else(|| no_snapshot(&request.revision))?)
+            }
+            BootPath::Cold | BootPath::Warm => None,
+        };
+        if path == BootPath::Fork
+            && let Some(problem) = request.revision.fork_problem()
+        {
+            return Err(Refusal::SnapStartNotReady(format!(
+                "The function cannot be forked. {problem}"
+            )));
+        }
+        let all_pages = matches!(path, BootPath::Fork | BootPath::Parked);
+        if let Some(ready) = ready.as_ref().filter(|_| all_pages)
+            && !self.boot.is_resident(&ready.image)
+        {
+            // Whoever asks for such an instance gets one, and waits for it.
+            let made = self.boot.make_resident(&ready.image, None).await;
+            made.map_err(|error| {
+                let what = match path {
+                    BootPath::Fork => "forked",
+                    _ => "parked",
+                };
+                Refusal::ResourceNotReady(format!("The function cannot be {what}: {error}"))
+            })?;
+        }
+        let image = ready
+            .as_ref()
+            .map(|ready| (ready.image.clone(), ready.record.point));
+        match self.on_path(request, path, image, false).await {
+            Ok(outcome) => Ok(outcome),
+            Err(Problem::Damaged(problem)) => {
+                if let Some(ready) = &ready {
+                    let (function, revision) = (request.function, &request.revision);
+                    self.condemn(function, revision, ready, problem.clone());
+                }
+                Err(damaged(&problem))
+            }
+            Err(Problem::Boot(reason)) => Err(Refusal::ResourceNotReady(format!(
+                "The function could not be started by {}: {reason}",
+                path.name()
+            ))),
+            Err(Problem::Stale) => Err(Refusal::ResourceNotReady(
+                "The idle instances of the function ended.".into(),
+            )),
+        }
+    }
+
+    /// The cheapest path that works.
+    async fn cheapest(self: &Arc<Self>, request: &Request<'_>) -> Result<InvokeOutcome, Refusal> {
+        let snapshot = match self.config.boot {
+            BootPolicy::Cold => None,
+            _ => {
+                self.usable_snapshot(request.function, &request.revision)
+                    .await
+            }
+        };
+        if let Some(snapshot) = snapshot {
+            let fork = self.config.boot == BootPolicy::Fresh
+                && request.revision.fork_problem().is_none()
+                && !self.boot.prefers_restore(&snapshot.image)
+                // Others come when they are touched, and templates cannot wait for them.
+                && self.boot.is_resident(&snapshot.image);
+            let parked = self.config.boot == BootPolicy::Fresh
+                && self.boot.parked_count(&snapshot.image) > 0
+                && !self.boot.prefers_restore(&snapshot.image);
+            let paths = [
+                (parked, BootPath::Parked),
+                (fork, BootPath::Fork),
+                (true, BootPath::Restore),
+            ];
+            for (_, path) in paths.iter().filter(|(is_possible, _)| *is_possible) {
+                let image = Some((snapshot.image.clone(), snapshot.record.point));
+                match self.on_path(request, *path, image, false).await {
+                    Ok(outcome) => return Ok(outcome),
+                    Err(Problem::Boot(reason)) => {
+                        tracing::warn!(
+                            function = request.function.key,
+                            path = path.name(),
+                            reason,
+                            "an instance did not start"
+                        );
+                        if let Some(problem) = self.boot.problem(&snapshot.image) {
+                            self.condemn(request.function, &request.revision, &snapshot, problem);
+                            // Each time there is one version less.
+                            return Box::pin(self.cheapest(request)).await;
+                        }
+                        // The next path starts from the same snapshot, and says more if that is the reason.
+                        if *path == BootPath::Parked {
+                            continue;
+                        }
+                        // Pages may have been let go of at this moment, which is nobody's fault.
+                        if *path != BootPath::Fork || self.boot.is_resident(&snapshot.image) {
+                            request.revision.failed(*path, &reason);
+                            self.give_up(request.function, &request.revision, &snapshot);
+                        }
+                    }
+                    Err(Problem::Damaged(problem)) => {
+                        self.condemn(
+                            request.function,
+                            &request.revision,
+                            &snapshot,
+                            problem.clone(),
+                        );
+                        return Err(damaged(&problem));
+                    }
+                    Err(Problem::Stale) => {}
+                }
+            }
+        }
+        // Without a snapshot, or without a working one: use an idle instance, else start from nothing.
+        match self.on_path(request, BootPath::Warm, None, true).await {
+            Ok(outcome) => Ok(outcome),
+            Err(Problem::Boot(reason)) => Err(Refusal::ResourceNotReady(format!(
+                "The function could not be started: {reason}"
+            ))),
+            Err(Problem::Damaged(problem)) => Err(damaged(&problem)),
+            Err(Problem::Stale) => Err(Refusal::ResourceNotReady(
+                "The idle instances of the function ended.".into(),
+            )),
+        }
+    }
+}
+
+fn damaged(problem: &str) -> Refusal {
+    Refusal::Service(format!(
+        "The function's snapshot turned out to be damaged while it ran, and is being replaced: {problem}"
+    ))
+}
+
+/// Why there is no snapshot to be used.
+pub(crate) fn no_snapshot(revision: &Revision) -> Refusal {
+    let reason = match revision.snapshot() {
+        SnapshotStatus::Pending { reason } | SnapshotStatus::Failed { reason } => reason,
+        SnapshotStatus::Stored(_) | SnapshotStatus::Ready(_) => "It has just been replaced.".into(),
+    };
+    Refusal::SnapStartNotReady(format!("The function has no snapshot. {reason}"))
+}
+
+/// JSON and not too large. Nothing at all counts as `{}`, as in Lambda.
+pub(crate) fn check_payload(payload: Bytes, limit: usize) -> Result<Bytes, Refusal> {
+    if payload.len() > limit {
+        return Err(Refusal::RequestTooLarge(format!(
+            "Request must be smaller than {limit} bytes for the InvokeFunction operation"
+        )));
+    }
+    if payload.is_empty() {
+        return Ok(Bytes::from_static(b"{}"));
+    }
+    match serde_json::from_slice::<IgnoredAny>(&payload) {
+        Ok(_) => Ok(payload),
+        Err(error) => Err(Refusal::InvalidRequestContent(format!(
+            "Could not parse request body into json: Could not parse payload into json: {error}"
+        ))),
+    }
+}
+
+/// A trace that is not sampled: nobody collects it.
+pub(crate) fn new_trace_id() -> String {
+    let trace = Uuid::new_v4().simple().to_string();
+    let parent = Uuid::new_v4().simple().to_string();
+    let seconds = crate::function::record::now_ms() / 1000;
+    format!(
+        "Root=1-{seconds:08x}-{};Parent={};Sampled=0",
+        &trace[..24],
+        &parent[..16]
+    )
+}

@@ -1,0 +1,291 @@
+//! From a boot path to an answer: an instance is launched, given the event, and let go.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use rouse_process::instance::{BootPath, ExitReason};
+use tokio::sync::oneshot;
+
+use super::end::{End, stages};
+use super::{InvokeOutcome, Problem, Request};
+use crate::boot::LoadedImage;
+use crate::engine::report::verdict;
+use crate::engine::runner::{Ended, Runner};
+use crate::function::record::SnapshotPoint;
+use crate::node::Node;
+use crate::runtime_api::session::RuntimeAnswer;
+
+/// An instance with the event begun.
+struct Running {
+    runner: Runner,
+    answer: oneshot::Receiver<RuntimeAnswer>,
+    start_limit: Duration,
+    keep: bool,
+    launched: Instant,
+    /// What it is a copy of.
+    image: Option<LoadedImage>,
+}
+
+impl Node {
+    /// Takes exactly this path, or says why not.
+    pub(super) async fn on_path(
+        self: &Arc<Self>,
+        request: &Request<'_>,
+        path: BootPath,
+        image: Option<(LoadedImage, SnapshotPoint)>,
+        keep: bool,
+    ) -> Result<InvokeOutcome, Problem> {
+        if path == BootPath::Warm {
+            while let Some(runner) = request.function.take_idle(&request.revision) {
+                let running = self.reuse(request, runner);
+                match self.run(request, running).await {
+                    Err(Problem::Stale) => {}
+                    other => return other,
+                }
+            }
+        }
+        let launched = Instant::now();
+        let running = match (path, image) {
+            (BootPath::Restore | BootPath::Fork | BootPath::Parked, Some((image, point))) => {
+                self.copy(request, path, &image, point, launched).await?
+            }
+            (BootPath::Restore | BootPath::Fork | BootPath::Parked, None) => {
+                return Err(Problem::Boot("there is no snapshot".into()));
+            }
+            (BootPath::Cold, _) => self.launch_cold(request, keep, launched).await?,
+            (BootPath::Warm, _) => self.launch_cold(request, true, launched).await?,
+        };
+        self.run(request, running).await
+    }
+
+    fn reuse(&self, request: &Request<'_>, mut runner: Runner) -> Running {
+        let launched = Instant::now();
+        runner.path = BootPath::Warm;
+        let answer = runner.begin(request.event.clone(), &request.revision.record.version);
+        Running {
+            runner,
+            answer,
+            start_limit: request.event.timeout,
+            keep: true,
+            launched,
+            image: None,
+        }
+    }
+
+    async fn launch_cold(
+        &self,
+        request: &Request<'_>,
+        keep: bool,
+        launched: Instant,
+    ) -> Result<Running, Problem> {
+        let booted = self
+            .boot
+            .cold(&request.revision.launches.cold)
+            .await
+            .map_err(|e| Problem::Boot(e.0))?;
+        let counters = &request.function.counters;
+        let runner = Runner::cold(
+            booted,
+            Arc::clone(&request.revision),
+            false,
+            &request.function.log,
+            &counters.instances,
+        )
+        .map_err(|e| Problem::Boot(format!("the instance could not be served: {e}")))?;
+        let answer = runner.begin(request.event.clone(), &request.revision.record.version);
+        let start_limit =
+            Duration::from_secs(self.config.init_timeout_s).max(request.event.timeout);
+        Ok(Running {
+            runner,
+            answer,
+            start_limit,
+            keep,
+            launched,
+            image: None,
+        })
+    }
+
+    async fn copy(
+        &self,
+        request: &Request<'_>,
+        path: BootPath,
+        image: &LoadedImage,
+        point: SnapshotPoint,
+        launched: Instant,
+    ) -> Result<Running, Problem> {
+        let spec = &request.revision.launches.snapshot;
+        let booted = match path {
+            BootPath::Parked => {
+                let make = request.options.boot == Some(BootPath::Parked);
+                match self.boot.parked(image, spec, make).await {
+                    Ok(None) => return Err(Problem::Stale),
+                    Ok(Some(booted)) => Ok(booted),
+                    Err(error) => Err(error),
+                }
+            }
+            BootPath::Fork => self.boot.fork(image, spec).await,
+            _ => self.boot.restore_to_invoke(image, spec).await,
+        }
+        .map_err(|e| Problem::Boot(e.0))?;
+        let event = (
+            request.event.clone(),
+            request.revision.record.version.as_str(),
+        );
+        let count = &request.function.counters.instances;
+        let restored = Runner::restored(
+            booted,
+            Arc::clone(&request.revision),
+            point,
+            Some(event),
+            &request.function.log,
+            count,
+        )
+        .map_err(|e| Problem::Boot(format!("the instance could not be served: {e}")))?;
+        let answer = restored.answer.ok_or_else(|| {
+            Problem::Boot("the instance has no connection for its parked request".into())
+        })?;
+        // The answer to its parked request is there when it wakes.
+        restored
+            .runner
+            .resume()
+            .map_err(|e| Problem::Boot(format!("the instance could not be resumed: {e}")))?;
+        let start_limit = Duration::from_secs(self.config.restore_timeout_s);
+        Ok(Running {
+            runner: restored.runner,
+            answer,
+            start_limit,
+            keep: false,
+            launched,
+            image: Some(image.clone()),
+        })
+    }
+
+    async fn run(
+        self: &Arc<Self>,
+        request: &Request<'_>,
+        running: Running,
+    ) -> Result<InvokeOutcome, Problem> {
+        let Running {
+            runner,
+            answer,
+            start_limit,
+            keep,
+            launched,
+            image,
+        } = running;
+        let ended = runner
+            .finish(answer, start_limit, request.event.timeout)
+            .await;
+        let done = Instant::now();
+        let delivered = runner.session.delivered();
+        let ended = match ended {
+            Ended::BootFailed(reason) => return Err(Problem::Boot(reason)),
+            Ended::Exited(_) if runner.path == BootPath::Warm && delivered.is_none() => {
+                return Err(Problem::Stale);
+            }
+            // One that died while it was parked, so late that it could still be taken: the event has not been seen.
+            Ended::Exited(_) if !runner.has_run() => return Err(Problem::Stale),
+            Ended::Answer(answer) => Ended::Answer(answer),
+            other => match self.damage(image.as_ref(), &other).await {
+                Some(problem) if delivered.is_none() => return Err(Problem::Boot(problem)),
+                Some(problem) => return Err(Problem::Damaged(problem)),
+                None => other,
+            },
+        };
+        let path = runner.path;
+        request.revision.succeeded(path);
+        let counters = &request.function.counters;
+        counters.count(path);
+        if request.revision.note_call() {
+            self.try_later_snapshot(request.function, &request.revision);
+        }
+        // An instance that answered can go on; one that timed out or ended cannot.
+        let keep = keep && matches!(ended, Ended::Answer(_));
+        let verdict = verdict(
+            ended,
+            &request.event.request_id,
+            request.event.timeout,
+            start_limit,
+        );
+        if verdict.error_type.is_some() {
+            counters.errors.fetch_add(1, Ordering::Relaxed);
+        }
+        let memory = if request.options.measure_memory {
+            runner.memory().ok()
+        } else {
+            None
+        };
+        let stages = stages(request.received, launched, delivered, done, &runner);
+        let mut outcome = InvokeOutcome {
+            status: 200,
+            payload: verdict.payload,
+            function_error: verdict.error_type.as_ref().map(|_| "Unhandled"),
+            error_type: verdict.error_type,
+            log_tail: None,
+            executed_version: request.revision.record.version.clone(),
+            path,
+            stages,
+            request_id: request.event.request_id.clone(),
+            trace_id: request.event.trace_id.clone(),
+            memory,
+        };
+        let end = End {
+            note: verdict.note,
+            started: delivered.map_or(Duration::ZERO, |at| at.saturating_duration_since(launched)),
+            duration: done.saturating_duration_since(delivered.unwrap_or(launched)),
+            request_id: outcome.request_id.clone(),
+            error_type: outcome.error_type.clone(),
+        };
+        if keep {
+            end.write(&runner);
+            if request.options.log_tail {
+                outcome.log_tail = Some(runner.capture.tail());
+            }
+            request.function.keep(runner, self.config.max_idle);
+        } else if request.options.log_tail {
+            end.write(&runner);
+            outcome.log_tail = Some(runner.capture.tail());
+            tokio::spawn(async move {
+                if end.error_type.is_none() {
+                    drop(runner.observed().await);
+                }
+            });
+        } else {
+            tokio::spawn(async move {
+                let runner = match end.error_type {
+                    None => runner.observed().await,
+                    Some(_) => Some(runner),
+                };
+                if let Some(runner) = runner {
+                    runner.kill();
+                    end.write(&runner);
+                }
+            });
+        }
+        Ok(outcome)
+    }
+}
+
+impl Node {
+    /// Did an instance end because its snapshot is damaged?
+    async fn damage(&self, image: Option<&LoadedImage>, ended: &Ended) -> Option<String> {
+        let image = image?;
+        // The end of the process may be told faster than what led to it.
+        let is_likely = matches!(ended, Ended::Exited(ExitReason::Signal(libc::SIGBUS)))
+            && !self.boot.is_resident(image);
+        let patience = if is_likely { LAST_NEWS } else { Duration::ZERO };
+        let begin = Instant::now();
+        loop {
+            match self.boot.problem(image) {
+                None if begin.elapsed() < patience => {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                found => return found,
+            }
+        }
+    }
+}
+
+/// How long the news of a damaged page may take to come after the end of a process that touched it.
+const LAST_NEWS: Duration = Duration::from_millis(200);

@@ -1,0 +1,13 @@
+//! From a request to an answer: which boot path, one instance, its end.
+//!
+//! [`function`] is what the node knows about a function while it runs, [`environment`] what its processes see,
+//! [`runner`] one instance with its runtime API, [`build`] the way to a snapshot, [`invoke`] one invocation, and
+//! [`report`] the texts that Lambda has for how it ended.
+
+pub mod build;
+pub mod environment;
+pub mod function;
+pub mod invoke;
+pub mod parking;
+pub mod report;
+pub mod runner;

@@ -1,0 +1,201 @@
+//! How many instances of each function wait, parked, for its next requests.
+//!
+//! A parked instance costs its write set in memory and answers as fast as a warm one. So the functions that are called
+//! most get them first, as many as come while one is made, within a budget; and when the host is short of memory nobody
+//! gets any.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use rouse_snapshot::model::PAGE_SIZE;
+
+use super::function::{Function, ReadySnapshot, Revision, SnapshotStatus};
+use crate::config::{BootPolicy, NodeConfig};
+use crate::node::Node;
+use crate::residency::heat::Reading;
+
+/// Between two looks at everything.
+const PERIOD: Duration = Duration::from_millis(500);
+/// Time in which a parked instance that was taken is replaced, on a node with other things to do.
+const REFILL: Duration = Duration::from_millis(50);
+/// Bytes that an instance costs beside the pages that it writes: page tables, the kernel's records, its init.
+const OVERHEAD: u64 = 512 << 10;
+/// Below this share of the host's memory that is available, nothing is parked.
+const LEAST_AVAILABLE: f64 = 1.0 / 16.0;
+
+/// How many instances of a function are to wait, were there memory enough.
+pub fn wanted(config: &NodeConfig, heat: &Reading) -> usize {
+    if config.boot != BootPolicy::Fresh || config.parked_max == 0 {
+        return 0;
+    }
+    let expected = match heat.is_called_again {
+        true => 1 + (heat.rate * REFILL.as_secs_f64()).ceil() as usize,
+        false => 0,
+    };
+    expected.clamp(config.parked_min.min(config.parked_max), config.parked_max)
+}
+
+/// Who asks, for how many, and what one costs in bytes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Wish {
+    /// Calls per second.
+    pub rate: f64,
+    /// Instances.
+    pub wanted: usize,
+    /// Bytes of one.
+    pub cost: u64,
+}
+
+/// What each gets of `budget` bytes, in the order of the wishes: the one that is called most is served first.
+pub fn share(budget: u64, wishes: &[Wish]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..wishes.len()).collect();
+    order.sort_by(|a, b| wishes[*b].rate.total_cmp(&wishes[*a].rate));
+    let mut left = budget;
+    let mut shares = vec![0; wishes.len()];
+    for index in order {
+        let wish = wishes[index];
+        let affordable = usize::try_from(left / wish.cost.max(1)).unwrap_or(usize::MAX);
+        shares[index] = wish.wanted.min(affordable);
+        left -= wish.cost * shares[index] as u64;
+    }
+    shares
+}
+
+/// Looks again and again until the node is gone.
+pub async fn run(node: Weak<Node>) {
+    let mut before = false;
+    loop {
+        tokio::time::sleep(PERIOD).await;
+        let Some(node) = node.upgrade() else { return };
+        // A node that parks nothing looks at nothing.
+        let any = node.config.parked_max > 0;
+        if any || before {
+            step(&node);
+        }
+        before = any;
+    }
+}
+
+struct Parking {
+    function: Arc<Function>,
+    revision: Arc<Revision>,
+    ready: Arc<ReadySnapshot>,
+}
+
+fn step(node: &Arc<Node>) {
+    let now = std::time::Instant::now();
+    let (mut all, mut wishes) = (Vec::new(), Vec::new());
+    for function in node.all() {
+        let Some(revision) = function.serving() else {
+            continue;
+        };
+        let SnapshotStatus::Ready(ready) = revision.snapshot() else {
+            continue;
+        };
+        let heat = function.heat.read(now);
+        let written = node.boot.working_set(&ready.image);
+        let pages = written.map_or(0, |report| report.predicted_written);
+        wishes.push(Wish {
+            rate: heat.rate,
+            wanted: wanted(&node.config, &heat),
+            cost: pages * PAGE_SIZE + OVERHEAD,
+        });
+        all.push(Parking {
+            function,
+            revision,
+            ready,
+        });
+    }
+    let budget = match is_memory_short() {
+        true => 0,
+        false => node.config.memory.parked_bytes,
+    };
+    for (one, target) in all.iter().zip(share(budget, &wishes)) {
+        let spec = &one.revision.launches.snapshot;
+        if node.boot.parked_count(&one.ready.image) > target {
+            tracing::debug!(
+                function = one.function.key,
+                target,
+                "fewer instances stay parked"
+            );
+        }
+        node.boot.set_parked(&one.ready.image, spec, target);
+    }
+}
+
+/// Is hardly any memory of the host available? What cannot be read is not short.
+fn is_memory_short() -> bool {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let field = |name: &str| -> Option<f64> {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().split(' ').next()?.parse().ok()
+    };
+    match (field("MemAvailable:"), field("MemTotal:")) {
+        (Some(available), Some(total)) => available < total * LEAST_AVAILABLE,
+        _ => false,
+    }
+}
+
+impl Node {
+    /// Ends all instances that wait for requests.
+    pub(crate) fn end_parked(&self) {
+        for function in self.all() {
+            let Some(revision) = function.serving() else {
+                continue;
+            };
+            if let SnapshotStatus::Ready(ready) = revision.snapshot() {
+                let spec = &revision.launches.snapshot;
+                self.boot.set_parked(&ready.image, spec, 0);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(parked_min: usize, parked_max: usize) -> NodeConfig {
+        NodeConfig {
+            parked_min,
+            parked_max,
+            ..NodeConfig::default()
+        }
+    }
+
+    fn heat(rate: f64) -> Reading {
+        Reading {
+            rate,
+            idle: Duration::from_secs(1),
+            is_called_again: rate > 0.0,
+        }
+    }
+
+    #[test]
+    fn the_rate_decides_between_the_bounds() {
+        let bounded = config(1, 5);
+        assert_eq!(wanted(&bounded, &heat(0.0)), 1);
+        assert_eq!(wanted(&bounded, &heat(0.5)), 2);
+        assert_eq!(wanted(&bounded, &heat(50.0)), 4);
+        assert_eq!(wanted(&bounded, &heat(5000.0)), 5);
+        assert_eq!(wanted(&config(0, 5), &heat(0.0)), 0);
+        assert_eq!(wanted(&config(3, 0), &heat(50.0)), 0);
+        let restoring = NodeConfig {
+            boot: BootPolicy::Restore,
+            ..config(1, 5)
+        };
+        assert_eq!(wanted(&restoring, &heat(50.0)), 0);
+    }
+
+    #[test]
+    fn the_hottest_are_served_first_and_the_budget_holds() {
+        let wish = |rate, wanted| Wish {
+            rate,
+            wanted,
+            cost: 10,
+        };
+        assert_eq!(share(100, &[wish(1.0, 2), wish(2.0, 3)]), [2, 3]);
+        assert_eq!(share(45, &[wish(1.0, 2), wish(2.0, 3)]), [1, 3]);
+        assert_eq!(share(0, &[wish(1.0, 2)]), [0]);
+    }
+}

@@ -1,0 +1,190 @@
+//! Where everything lies now, and what the cost model knows: `rouse tiers`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use rouse_pool::cost::{CostInputs, Tier};
+use rouse_snapshot::model::PAGE_SIZE;
+use serde::Serialize;
+
+use super::{decide, gather, tier_now};
+use crate::engine::function::SnapshotStatus;
+use crate::node::Node;
+use crate::refusal::Refusal;
+
+/// The tiers of a node.
+#[derive(Debug, Clone, Serialize)]
+pub struct TiersReport {
+    /// What things cost on this host.
+    pub inputs: CostInputs,
+    /// Each tier.
+    pub tiers: BTreeMap<&'static str, TierUse>,
+    /// Each function that has a snapshot, by name.
+    pub functions: Vec<FunctionPlace>,
+}
+
+/// What a tier holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct TierUse {
+    /// Bytes that it may hold; `None` where there is no bound.
+    pub budget: Option<u64>,
+    /// Bytes that it holds: of functions, language templates and snapshots on trial.
+    pub used: u64,
+    /// Functions whose pages belong to it.
+    pub functions: u64,
+}
+
+/// Where a function's pages lie.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct FunctionPlace {
+    /// Name, and version if it is a published one.
+    pub name: String,
+    /// `stored`, `loaded` or `resident`.
+    pub residency: &'static str,
+    /// Where its pages are now: all of them in `dram` or `far`; in the others, except for those that were touched.
+    pub tier: &'static str,
+    /// Where they belong by its heat.
+    pub target: &'static str,
+    /// Calls per second, decayed.
+    pub heat: f64,
+    /// Seconds since the last call.
+    pub idle_s: f64,
+    /// Pages of its pool.
+    pub pages: u64,
+    /// Of these, in memory.
+    pub resident_pages: u64,
+    /// Pages that a call touches, as far as it is known.
+    pub hot_pages: u64,
+    /// Bytes in DRAM.
+    pub dram_bytes: u64,
+    /// Bytes in far memory.
+    pub far_bytes: u64,
+    /// Bytes of stored pieces in memory.
+    pub compressed_bytes: u64,
+    /// Bytes on disk.
+    pub disk_bytes: u64,
+    /// What its memory takes of a boot from each tier, expected, microseconds.
+    pub boot_us: BTreeMap<&'static str, f64>,
+}
+
+impl Node {
+    /// Where everything lies, and why.
+    ///
+    /// # Errors
+    /// None but the end of the node.
+    pub async fn tiers(self: &Arc<Self>) -> Result<TiersReport, Refusal> {
+        let node = Arc::clone(self);
+        let report = tokio::task::spawn_blocking(move || report(&node)).await;
+        report.map_err(|_| Refusal::Service("The node is ending.".into()))
+    }
+}
+
+fn report(node: &Node) -> TiersReport {
+    let (loaded, others) = gather(node);
+    let decisions = decide(node, &loaded, others);
+    let inputs = node.residency.inputs();
+    let budgets = node.residency.budgets();
+    let mut tiers: BTreeMap<&'static str, TierUse> = BTreeMap::new();
+    for (tier, budget) in [
+        (Tier::Dram, Some(budgets.dram)),
+        (Tier::Far, Some(budgets.far)),
+        (Tier::Compressed, Some(budgets.compressed)),
+        (Tier::Disk, None),
+    ] {
+        let used = TierUse {
+            budget,
+            ..TierUse::default()
+        };
+        tiers.insert(tier.name(), used);
+    }
+    let mut functions = Vec::new();
+    for (one, decision) in loaded.iter().zip(&decisions) {
+        let candidate = &one.candidate;
+        let usage = node.boot.image_use(&one.ready.image);
+        let tier = tier_now(candidate);
+        let subject = super::plan::subject_of(candidate);
+        let place = FunctionPlace {
+            name: one.function.key.clone(),
+            residency: match candidate.is_resident {
+                true => "resident",
+                false => "loaded",
+            },
+            tier: tier.name(),
+            target: decision.tier.name(),
+            heat: candidate.heat.rate,
+            idle_s: candidate.heat.idle.as_secs_f64(),
+            pages: candidate.pool_pages,
+            resident_pages: candidate.resident_pages,
+            hot_pages: candidate.hot_pages,
+            dram_bytes: candidate.resident_pages.saturating_sub(usage.far_pages) * PAGE_SIZE,
+            far_bytes: usage.far_pages * PAGE_SIZE,
+            compressed_bytes: usage.compressed_bytes,
+            disk_bytes: usage.stored_bytes,
+            boot_us: Tier::ALL
+                .into_iter()
+                .filter(|tier| *tier != Tier::Far || inputs.far.is_some())
+                .map(|tier| (tier.name(), inputs.boot_ns(tier, &subject) / 1000.0))
+                .collect(),
+        };
+        count(&mut tiers, &place);
+        functions.push(place);
+    }
+    if let Some(dram) = tiers.get_mut(Tier::Dram.name()) {
+        dram.used += others * PAGE_SIZE;
+    }
+    for place in stored(node) {
+        // It was loaded a moment ago.
+        if functions.iter().any(|known| known.name == place.name) {
+            continue;
+        }
+        count(&mut tiers, &place);
+        functions.push(place);
+    }
+    functions.sort_by(|a, b| a.name.cmp(&b.name));
+    TiersReport {
+        inputs: CostInputs::clone(&inputs),
+        tiers,
+        functions,
+    }
+}
+
+fn count(tiers: &mut BTreeMap<&'static str, TierUse>, place: &FunctionPlace) {
+    for (tier, bytes) in [
+        (Tier::Dram, place.dram_bytes),
+        (Tier::Far, place.far_bytes),
+        (Tier::Compressed, place.compressed_bytes),
+        (Tier::Disk, place.disk_bytes),
+    ] {
+        tiers.entry(tier.name()).or_default().used += bytes;
+    }
+    tiers.entry(place.tier).or_default().functions += 1;
+}
+
+/// Functions of which nothing is in memory.
+fn stored(node: &Node) -> Vec<FunctionPlace> {
+    let now = std::time::Instant::now();
+    let functions = node.all();
+    let places = functions.iter().filter_map(|function| {
+        let SnapshotStatus::Stored(stored) = function.serving()?.snapshot() else {
+            return None;
+        };
+        let heat = function.heat.read(now);
+        Some(FunctionPlace {
+            name: function.key.clone(),
+            residency: "stored",
+            tier: Tier::Disk.name(),
+            target: Tier::Disk.name(),
+            heat: heat.rate,
+            idle_s: heat.idle.as_secs_f64(),
+            pages: stored.record.saved_pages,
+            resident_pages: 0,
+            hot_pages: 0,
+            dram_bytes: 0,
+            far_bytes: 0,
+            compressed_bytes: 0,
+            disk_bytes: stored.record.disk_bytes,
+            boot_us: BTreeMap::new(),
+        })
+    });
+    places.collect()
+}

@@ -1,0 +1,162 @@
+//! Language templates: interpreters that are started once, and of which functions are made.
+//!
+//! ```text
+//!  start of the interpreter, client, common modules    parked in template/next     the function's init
+//!  |------------- once for each template -------------|-- snapshot: the parent --|-- snapshot: a delta --|
+//! ```
+//! A template never runs code of a function and knows no tenant: its package is an empty directory, its variables are
+//! those that all functions have. So its pages may be shared by everybody.
+//!
+//! [`plan`] says what a template depends on, which gives it its name; [`fit`] says which functions can be made of it;
+//! [`build`] takes the snapshot. docs/templates.md says why.
+
+pub mod build;
+pub mod fit;
+pub mod plan;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rouse_process::launcher::Residency;
+use rouse_runtimes::Runtime;
+
+use crate::boot::LoadedImage;
+use crate::engine::function::Revision;
+use crate::function::record::FunctionRecord;
+use crate::node::Node;
+use plan::TemplatePlan;
+
+/// Directory below `snapshots/` in which templates are. No function can have this name.
+pub const FOLDER: &str = "@templates";
+
+/// A template in memory.
+#[derive(Clone)]
+pub struct Template {
+    /// Name below [`FOLDER`].
+    pub name: String,
+    /// Its snapshot.
+    pub image: LoadedImage,
+}
+
+/// The templates of a node, made or loaded when a function first needs one.
+#[derive(Default)]
+pub struct Templates {
+    slots: Mutex<HashMap<String, Slot>>,
+}
+
+/// Locked while the template is being made, so that whoever else needs it waits.
+type Slot = Arc<tokio::sync::Mutex<State>>;
+
+#[derive(Default)]
+enum State {
+    #[default]
+    Unknown,
+    Ready(Template),
+    /// It is not tried again before the node starts anew: every build would pay for the attempt.
+    Failed(String),
+}
+
+impl Templates {
+    fn slot(&self, name: &str) -> Slot {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.entry(name.to_owned()).or_default().clone()
+    }
+}
+
+impl Node {
+    /// Is there something to make templates with?
+    fn makes_templates(&self) -> bool {
+        self.config.language_templates && self.boot.has_templates()
+    }
+
+    /// The name of the template that a function of these settings would be made of.
+    pub(crate) fn template_name(&self, record: &FunctionRecord) -> Option<String> {
+        self.template_plan(record).map(|plan| plan.name)
+    }
+
+    fn template_plan(&self, record: &FunctionRecord) -> Option<TemplatePlan> {
+        if !self.makes_templates() {
+            return None;
+        }
+        let runtime = Runtime::parse(&record.settings.runtime)?;
+        TemplatePlan::of(&self.config, runtime)
+    }
+
+    /// Where a template's snapshot is.
+    fn template_directory(&self, name: &str) -> PathBuf {
+        let snapshots = self.config.state_dir.join("snapshots");
+        snapshots.join(FOLDER).join(name)
+    }
+
+    /// The template to make a function of, or why it has to be started from nothing.
+    /// Makes the template if there is none yet.
+    pub(crate) async fn template_for(&self, revision: &Revision) -> Result<Template, String> {
+        let Some(plan) = self.template_plan(&revision.record) else {
+            return Err("its runtime has no template".into());
+        };
+        fit::check(&plan, revision)?;
+        let slot = self.templates.slot(&plan.name);
+        let mut state = slot.lock().await;
+        match &*state {
+            // One that was removed would take its descendants with it at the next start.
+            State::Ready(template) if self.template_directory(&plan.name).exists() => {
+                return Ok(template.clone());
+            }
+            State::Failed(reason) => return Err(reason.clone()),
+            State::Ready(_) | State::Unknown => {}
+        }
+        let made = match self.load_template(&plan).await {
+            Ok(template) => Ok(template),
+            Err(_) => self.make_template(&plan).await,
+        };
+        match made {
+            Ok(template) => {
+                *state = State::Ready(template.clone());
+                Ok(template)
+            }
+            Err(reason) => {
+                tracing::warn!(template = plan.name, reason, "a template could not be made");
+                let reason = format!("its template could not be made: {reason}");
+                *state = State::Failed(reason.clone());
+                Err(reason)
+            }
+        }
+    }
+
+    /// The template that a snapshot found at the start descends from, if it is still what the function would be made of.
+    pub(crate) async fn parent_of(&self, revision: &Revision, parent: &str) -> Option<Template> {
+        let plan = self.template_plan(&revision.record)?;
+        if plan.name != parent {
+            return None;
+        }
+        let slot = self.templates.slot(parent);
+        let mut state = slot.lock().await;
+        if let State::Ready(template) = &*state {
+            return Some(template.clone());
+        }
+        match self.load_template(&plan).await {
+            Ok(template) => {
+                *state = State::Ready(template.clone());
+                Some(template)
+            }
+            Err(problem) => {
+                tracing::warn!(template = plan.name, problem, "a template cannot be used");
+                None
+            }
+        }
+    }
+
+    async fn load_template(&self, plan: &TemplatePlan) -> Result<Template, String> {
+        let directory = self.template_directory(&plan.name);
+        let image = self
+            .boot
+            .load(&directory, &plan.launch, &[], Residency::Now)
+            .await;
+        let image = image.map_err(|error| error.to_string())?;
+        Ok(Template {
+            name: plan.name.clone(),
+            image,
+        })
+    }
+}

@@ -1,0 +1,36 @@
+import os
+import sys
+import threading
+import time
+
+count = 0
+
+
+def handler(event, context):
+    global count
+    count += 1
+    do = event.get("do")
+    if do == "raise":
+        raise ValueError("no good")
+    if do == "exit":
+        os._exit(3)
+    if do == "hang":
+        open(event["mark"], "w").write(str(os.getpid()))
+        time.sleep(600)
+    if do == "wait":
+        open(event["mark"], "w").close()
+        while os.path.exists(event["mark"]):
+            time.sleep(0.005)
+    if do == "large":
+        return "x" * 7_000_000
+    if do == "print":
+        print("to stdout")
+        print("to stderr", file=sys.stderr, end="")
+    if do == "die later":
+        threading.Timer(0.01, os._exit, [0]).start()
+    if do == "append":
+        with open(event["mark"], "a") as file:
+            file.write(context["lambda-runtime-aws-request-id"] + "\n")
+        if len(open(event["mark"]).readlines()) <= event["failures"]:
+            raise ValueError("not yet")
+    return {"count": count, "pid": os.getpid(), "key": os.environ.get("KEY"), "context": context.get("lambda-runtime-client-context")}

@@ -1,0 +1,142 @@
+//! How functions fail, and what their callers see.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn errors_have_lambda_s_shape() {
+    let bed = Bed::start();
+    bed.create("f", json!({})).await;
+    let fails = async |event: Value| {
+        let outcome = bed.invoke("f", event).await;
+        assert_eq!(
+            (outcome.status, outcome.function_error),
+            (200, Some("Unhandled"))
+        );
+        let body = answer(&outcome);
+        (
+            outcome.request_id,
+            body["errorType"].as_str().unwrap().to_owned(),
+            body["errorMessage"].as_str().unwrap().to_owned(),
+        )
+    };
+    let (_, kind, message) = fails(json!({ "do": "raise" })).await;
+    assert_eq!((kind.as_str(), message.as_str()), ("ValueError", "no good"));
+    let (id, kind, message) = fails(json!({ "do": "exit" })).await;
+    assert_eq!(
+        (kind, message),
+        (
+            "Runtime.ExitError".into(),
+            format!("RequestId: {id} Error: Runtime exited with error: exit status 3")
+        )
+    );
+    let (_, kind, message) = fails(json!({ "do": "large" })).await;
+    assert_eq!(kind, "Function.ResponseSizeTooLarge");
+    assert_eq!(
+        message,
+        "Response payload size exceeded maximum allowed payload size (6291556 bytes)."
+    );
+    bed.quiet("f").await;
+    assert_eq!(bed.description("f").errors, 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_timeout_ends_the_instance() {
+    let bed = Bed::start();
+    bed.create("f", json!({ "Timeout": 1 })).await;
+    let mark = bed.mark("pid");
+    let options = InvokeOptions {
+        log_tail: true,
+        ..InvokeOptions::default()
+    };
+    let outcome = bed
+        .invoke_with("f", json!({ "do": "hang", "mark": mark }), options)
+        .await
+        .unwrap();
+    let id = &outcome.request_id;
+    assert_eq!(
+        answer(&outcome),
+        json!({ "errorType": "Sandbox.Timedout", "errorMessage": format!("RequestId: {id} Error: Task timed out after 1.00 seconds") })
+    );
+    let tail = String::from_utf8(outcome.log_tail.unwrap()).unwrap();
+    assert!(
+        tail.contains(&format!(
+            "{id} Task timed out after 1.00 seconds\nEND RequestId: {id}\n"
+        )),
+        "{tail}"
+    );
+    assert!(tail.contains("Status: timeout"), "{tail}");
+    let pid = std::fs::read_to_string(bed.mark("pid")).unwrap();
+    while Path::new(&format!("/proc/{pid}")).exists() {
+        pause().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broken_init_is_answered_by_invocations() {
+    let bed = Bed::start();
+    bed.create("f", json!({ "Handler": "missing.handler" }))
+        .await;
+    assert_eq!(
+        bed.description("f").record.state,
+        rouse_node::function::record::State::Done
+    );
+    let snapshot = bed.description("f").snapshot;
+    let reason = snapshot.reason.unwrap();
+    assert_eq!(
+        reason,
+        "Init failed: Runtime.ImportModuleError: No module named 'missing'"
+    );
+    let outcome = bed.invoke("f", json!({})).await;
+    assert_eq!(outcome.function_error, Some("Unhandled"));
+    assert_eq!(answer(&outcome)["errorType"], "Runtime.ImportModuleError");
+    // Dead instances are not kept.
+    assert_eq!(bed.description("f").instances.idle, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_than_the_node_can_take_is_throttled() {
+    let bed = Bed::with(|config| config.max_concurrency = 1);
+    bed.create("f", json!({})).await;
+    let mark = bed.mark("mark");
+    let (node, event) = (
+        Arc::clone(&bed.node),
+        json!({ "do": "wait", "mark": mark }).to_string(),
+    );
+    let running = tokio::spawn(async move {
+        node.invoke(&target("f"), event.into(), &InvokeOptions::default())
+            .await
+    });
+    exists(&mark).await;
+    assert_eq!(
+        bed.invoke_with("f", json!({}), InvokeOptions::default())
+            .await
+            .unwrap_err(),
+        Refusal::TooManyRequests
+    );
+    assert_eq!(bed.description("f").throttles, 1);
+    std::fs::remove_file(&mark).unwrap();
+    assert_eq!(running.await.unwrap().unwrap().function_error, None);
+    assert_eq!(bed.invoke("f", json!({})).await.function_error, None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_that_goes_away_ends_the_instance() {
+    let bed = Bed::start();
+    bed.create("f", json!({})).await;
+    let mark = bed.mark("pid");
+    let (node, event) = (
+        Arc::clone(&bed.node),
+        json!({ "do": "hang", "mark": mark }).to_string(),
+    );
+    let running = tokio::spawn(async move {
+        node.invoke(&target("f"), event.into(), &InvokeOptions::default())
+            .await
+    });
+    exists(&mark).await;
+    running.abort();
+    bed.quiet("f").await;
+    let pid = std::fs::read_to_string(&mark).unwrap();
+    while !pid.is_empty() && Path::new(&format!("/proc/{pid}")).exists() {
+        pause().await;
+    }
+}

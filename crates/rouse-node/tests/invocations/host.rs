@@ -1,0 +1,215 @@
+//! A kind of sandbox for the tests: processes of the host. A "snapshot" is a file, its copies start over and skip init's
+//! requests; what the node does with them is the same as with real ones.
+
+use std::fs;
+use std::io;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rouse_node::boot::{Boot, BootError, Booted, BoxFuture, Live, LoadedImage};
+use rouse_process::instance::{BootPath, ExitReason, LaunchSpec, MemoryUse, Stage};
+use rouse_process::launcher::{CheckpointReport, Residency};
+use tokio::sync::watch;
+
+/// What does not work, by the test's wish.
+#[derive(Debug, Default)]
+pub(crate) struct Faults {
+    pub(crate) checkpoint: AtomicBool,
+    pub(crate) fork: AtomicBool,
+    pub(crate) restore: AtomicBool,
+}
+
+#[derive(Debug, Default, Clone)]
+pub(crate) struct HostBoot {
+    pub(crate) faults: Arc<Faults>,
+}
+
+struct Process {
+    pid: rustix::process::Pid,
+    exit: watch::Receiver<Option<ExitReason>>,
+}
+
+impl Live for Process {
+    /// A process on the host has no snapshot to learn for.
+    fn learn(&self) {}
+
+    fn kill(&self) {
+        // A pid that was waited for may belong to somebody else by now.
+        if self.exit.borrow().is_none() {
+            let _ = rustix::process::kill_process_group(self.pid, rustix::process::Signal::KILL);
+        }
+    }
+
+    fn memory(&self) -> io::Result<MemoryUse> {
+        Ok(MemoryUse {
+            pss_kib: 1,
+            ..MemoryUse::default()
+        })
+    }
+
+    fn memory_peak(&self) -> u64 {
+        3 << 20
+    }
+
+    fn stages(&self) -> Vec<Stage> {
+        vec![Stage {
+            name: "process",
+            us: 1,
+        }]
+    }
+
+    fn failure(&self) -> Option<rouse_process::instance::Failure> {
+        None
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn start(spec: &LaunchSpec, path: BootPath) -> io::Result<Booted> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let parking = TcpListener::bind("127.0.0.1:0")?;
+    let (log, log_end) = io::pipe()?;
+    let mut command = Command::new("/usr/bin/python3");
+    command.args([
+        "-E",
+        "-S",
+        "-u",
+        concat!(env!("CARGO_MANIFEST_DIR"), "/tests/invocations/runtime.py"),
+    ]);
+    command
+        .env_clear()
+        .envs(spec.env.iter().cloned())
+        .current_dir(&spec.task_dir)
+        .process_group(0);
+    command.env("AWS_LAMBDA_RUNTIME_API", listener.local_addr()?.to_string());
+    if path != BootPath::Cold {
+        command.env("PARKED_PORT", parking.local_addr()?.port().to_string());
+    }
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(log_end.try_clone()?)
+        .stderr(log_end)
+        .spawn()?;
+    drop(command);
+    let pid = rustix::process::Pid::from_child(&child);
+    let (sender, exit) = watch::channel(None);
+    std::thread::spawn(move || {
+        use std::os::unix::process::ExitStatusExt;
+        let status = child.wait().unwrap();
+        let reason = status.code().map_or_else(
+            || ExitReason::Signal(status.signal().unwrap_or(0)),
+            ExitReason::Code,
+        );
+        sender.send_replace(Some(reason));
+    });
+    let parked: Option<TcpStream> = match path {
+        BootPath::Cold => None,
+        _ => Some(parking.accept()?.0),
+    };
+    Ok(Booted {
+        live: Box::new(Process {
+            pid,
+            exit: exit.clone(),
+        }),
+        path,
+        listener: Some(listener),
+        parked,
+        log: Some(log.into()),
+        exit,
+    })
+}
+
+async fn start_blocking(spec: &LaunchSpec, path: BootPath) -> Result<Booted, BootError> {
+    let spec = spec.clone();
+    tokio::task::spawn_blocking(move || start(&spec, path))
+        .await
+        .unwrap()
+        .map_err(|e| BootError(e.to_string()))
+}
+
+fn fault(flag: &AtomicBool, text: &str) -> Result<(), BootError> {
+    if flag.load(Ordering::SeqCst) {
+        Err(BootError(text.into()))
+    } else {
+        Ok(())
+    }
+}
+
+impl Boot for HostBoot {
+    fn cold<'a>(&'a self, spec: &'a LaunchSpec) -> BoxFuture<'a, Result<Booted, BootError>> {
+        Box::pin(start_blocking(spec, BootPath::Cold))
+    }
+
+    fn restore<'a>(
+        &'a self,
+        _: &'a LoadedImage,
+        spec: &'a LaunchSpec,
+    ) -> BoxFuture<'a, Result<Booted, BootError>> {
+        Box::pin(async move {
+            fault(&self.faults.restore, "no restore today")?;
+            start_blocking(spec, BootPath::Restore).await
+        })
+    }
+
+    fn fork<'a>(
+        &'a self,
+        _: &'a LoadedImage,
+        spec: &'a LaunchSpec,
+    ) -> BoxFuture<'a, Result<Booted, BootError>> {
+        Box::pin(async move {
+            fault(&self.faults.fork, "no fork today")?;
+            start_blocking(spec, BootPath::Fork).await
+        })
+    }
+
+    fn checkpoint<'a>(
+        &'a self,
+        live: Box<dyn Live>,
+        port: u16,
+        _: &'a LaunchSpec,
+        dir: &'a Path,
+    ) -> BoxFuture<'a, Result<CheckpointReport, BootError>> {
+        Box::pin(async move {
+            fault(&self.faults.checkpoint, "fd 7: io_uring instance")?;
+            assert_ne!(port, 0);
+            fs::create_dir_all(dir).unwrap();
+            fs::write(dir.join("manifest"), "good").unwrap();
+            drop(live);
+            Ok(CheckpointReport {
+                pause_us: 5,
+                resident_bytes: 4096,
+                saved_pages: 1,
+                stored_bytes: 0,
+            })
+        })
+    }
+
+    fn load<'a>(
+        &'a self,
+        dir: &'a Path,
+        _: &'a LaunchSpec,
+        _: &'a [LoadedImage],
+        _: Residency,
+    ) -> BoxFuture<'a, Result<LoadedImage, BootError>> {
+        Box::pin(async move {
+            match fs::read(dir.join("manifest")) {
+                Ok(text) if text == b"good" => Ok(LoadedImage {
+                    inner: Arc::new(()),
+                    pool_pages: 1,
+                    mapped_pages: 2,
+                    parent_pages: 0,
+                }),
+                Ok(_) => Err(BootError("section 1: bad checksum".into())),
+                Err(error) => Err(BootError(error.to_string())),
+            }
+        })
+    }
+}

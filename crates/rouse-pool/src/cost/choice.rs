@@ -1,0 +1,113 @@
+//! Which codec a piece gets: the one with which it is expected to cost least.
+
+use rouse_snapshot::model::PAGE_SIZE;
+use rouse_snapshot::page_map::{Class, CodecId};
+
+use super::CostInputs;
+use super::measure::codec_name;
+use crate::codec::Choice;
+
+/// A cold piece is read once in so many boots.
+const COLD_READS: f64 = 0.05;
+/// What it is worth to keep a byte less, in ns of a boot: a piece of 64 KiB that is halved may take 16 us longer.
+const BYTE_NS: f64 = 0.5;
+
+/// Chooses by measured costs: reading and decoding, as often as the piece is read, and the space that it takes.
+#[derive(Debug, Clone)]
+pub struct CostChoice(CostInputs);
+
+impl CostChoice {
+    /// For a host.
+    pub fn new(inputs: CostInputs) -> Self {
+        Self(inputs)
+    }
+
+    /// What a piece is expected to cost, ns.
+    fn cost(&self, class: Class, plain_len: usize, codec: CodecId, stored_len: usize) -> f64 {
+        let reads = match class {
+            Class::Hot => 1.0,
+            Class::Cold => COLD_READS,
+        };
+        let pages = plain_len as f64 / PAGE_SIZE as f64;
+        // Pieces are read many at a time: their latencies overlap, their bytes do not.
+        let read = stored_len as f64 * 1e9 / self.0.disk.bytes_per_s.max(1.0);
+        let decode = pages * self.0.decode_ns(codec_name(codec));
+        reads * (read + decode) + stored_len as f64 * BYTE_NS
+    }
+}
+
+impl Choice for CostChoice {
+    fn candidates(&self, class: Class, _: usize) -> &[CodecId] {
+        match class {
+            Class::Hot => &[CodecId::Lz4, CodecId::Zstd],
+            Class::Cold => &[CodecId::Zstd],
+        }
+    }
+
+    fn choose(&self, class: Class, plain_len: usize, encoded: &[(CodecId, usize)]) -> CodecId {
+        let plain = (CodecId::None, plain_len);
+        let all = std::iter::once(&plain).chain(encoded);
+        let cost = |(codec, len): &(CodecId, usize)| self.cost(class, plain_len, *codec, *len);
+        all.min_by(|a, b| cost(a).total_cmp(&cost(b)))
+            .map_or(CodecId::None, |(codec, _)| *codec)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::cost::Transfer;
+
+    fn with_disk(bytes_per_s: f64) -> CostChoice {
+        let disk = Transfer {
+            latency_ns: 50_000.0,
+            bytes_per_s,
+        };
+        CostChoice::new(CostInputs {
+            disk,
+            ..CostInputs::default()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_smaller_result_of_the_same_codec_is_never_worse(len in 1..65_536_usize, less in 0..65_536_usize) {
+            let choice = with_disk(1e9);
+            let smaller = len.saturating_sub(less);
+            for class in [Class::Hot, Class::Cold] {
+                if choice.choose(class, 65_536, &[(CodecId::Lz4, len)]) == CodecId::Lz4 {
+                    prop_assert_eq!(choice.choose(class, 65_536, &[(CodecId::Lz4, smaller)]), CodecId::Lz4);
+                }
+            }
+        }
+
+        #[test]
+        fn a_slower_disk_never_wants_more_bytes(
+            lz4 in 1..65_536_usize, zstd in 1..65_536_usize, fast in 1e8..1e10_f64, factor in 1.0..100.0_f64,
+        ) {
+            let encoded = [(CodecId::Lz4, lz4), (CodecId::Zstd, zstd)];
+            let len = |codec| match codec {
+                CodecId::None => 65_536,
+                CodecId::Lz4 => lz4,
+                _ => zstd,
+            };
+            for class in [Class::Hot, Class::Cold] {
+                let (quick, slow) = (with_disk(fast), with_disk(fast / factor));
+                let before = len(quick.choose(class, 65_536, &encoded));
+                prop_assert!(len(slow.choose(class, 65_536, &encoded)) <= before);
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_shrink_stays_as_it_is() {
+        let choice = with_disk(2e9);
+        assert_eq!(choice.choose(Class::Hot, 65_536, &[]), CodecId::None);
+        let hardly = [(CodecId::Lz4, 65_000)];
+        assert_eq!(choice.choose(Class::Hot, 65_536, &hardly), CodecId::None);
+        let much = [(CodecId::Zstd, 6_000)];
+        assert_eq!(choice.choose(Class::Cold, 65_536, &much), CodecId::Zstd);
+    }
+}

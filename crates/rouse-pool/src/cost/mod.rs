@@ -1,0 +1,17 @@
+//! What things cost on this host, and what follows from it: the tier of a function's pages, the codec of a piece,
+//! whether a page is mapped or copied ahead.
+//!
+//! Nothing here is a fixed threshold: [`CostInputs`] is measured, and every decision is a comparison of two expected
+//! times. `docs/tiers.md` has the formulas.
+
+mod choice;
+mod inputs;
+mod measure;
+mod placement;
+mod stored;
+
+pub use choice::CostChoice;
+pub use inputs::{CodecCost, CostInputs, Transfer};
+pub use measure::{measure, measure_far};
+pub use placement::{Budgets, Subject, Tier, place};
+pub use stored::COSTS_FILE;

@@ -1,0 +1,322 @@
+//! Pages that somebody waits for.
+
+use std::sync::Arc;
+
+use super::super::batch::{Batch, Contents, Filled, Plan, Purpose, Stored, Unfilled, chain, plans};
+use super::super::protocol::{Failure, Notice};
+use super::super::source::{OpenSource, PoolSource};
+use super::super::target::Target;
+use super::Engine;
+use super::timers::{self, Timer};
+use crate::uffd::{Answered, Userfaultfd};
+
+/// A thread that waits for a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Waiter {
+    /// Of its process.
+    pub slot: usize,
+    pub address: u64,
+    pub thread: u32,
+}
+
+/// A pool in use.
+#[derive(Debug)]
+pub(super) struct PoolWork {
+    pub open: OpenSource,
+    pub target: Arc<Target>,
+}
+
+impl PoolWork {
+    pub fn contents(&self) -> Contents {
+        Contents {
+            map: self.open.map.clone(),
+            decoder: self.open.decoder.clone(),
+            target: self.target.clone(),
+        }
+    }
+}
+
+impl Engine {
+    /// The pool of a slot, opened if it is not.
+    pub(super) fn pool(&mut self, slot: usize) -> Result<&mut PoolWork, String> {
+        if !self.pools.contains_key(&slot) {
+            let work = self.open_pool(slot)?;
+            self.pools.insert(slot, work);
+        }
+        self.pools
+            .get_mut(&slot)
+            .ok_or_else(|| "the pool cannot be opened".to_owned())
+    }
+
+    fn open_pool(&self, slot: usize) -> Result<PoolWork, String> {
+        let cell = self.arena.pools.get(slot).filter(|cell| cell.is_used());
+        let cell = cell.ok_or("there is no such pool")?;
+        let source = PoolSource::decode(&cell.source.load()).ok_or("its source is damaged")?;
+        let mut open = OpenSource::open(&source, cell.pages()).map_err(|error| chain(&error))?;
+        if let Some(fd) = cell.compressed() {
+            let copy = rustix::io::fcntl_dupfd_cloexec(self.borrow(fd), 3);
+            open.hold(copy.map_err(|error| chain(&error))?);
+        }
+        let file = self.borrow(cell.fd());
+        let target = Target::map(file, cell.pages(), self.own.clone())
+            .map_err(|error| format!("the pool cannot be mapped: {error}"))?;
+        Ok(PoolWork {
+            open,
+            target: Arc::new(target),
+        })
+    }
+
+    /// Whether a watch or a job needs a pool.
+    pub(super) fn is_pool_used(&self, pool: usize) -> bool {
+        self.watches
+            .values()
+            .any(|watch| watch.pools.contains(&(pool as u32)))
+            || self.jobs.values().any(|job| job.pools.contains(&pool))
+    }
+
+    /// Somebody waits for a page.
+    pub(super) fn demand(&mut self, pool: usize, page: u64, waiter: Waiter) {
+        self.arena.pools[pool].faults.add(1);
+        let work = match self.pool(pool) {
+            Ok(work) => work,
+            Err(detail) => {
+                self.report(pool, page, Some(waiter), Failure::Damaged, detail);
+                return self.poison(waiter);
+            }
+        };
+        if work.target.is_present(page..page + 1) {
+            return self.strike(waiter);
+        }
+        let (piece, _) = work.open.map.piece_of(page);
+        match self.demands.get_mut(&(pool, piece)) {
+            Some(waiters) => waiters.push(waiter),
+            None => {
+                self.demands.insert((pool, piece), vec![waiter]);
+                self.start_demand(pool, piece);
+            }
+        }
+    }
+
+    fn start_demand(&mut self, pool: usize, piece: usize) {
+        let plan = match self.pool(pool) {
+            Ok(work) => plans(pool, &work.open.map, vec![piece]).pop(),
+            Err(_) => None,
+        };
+        if let Some(plan) = plan {
+            self.start_plan(plan, Purpose::Demand);
+        }
+    }
+
+    /// Begins to read what a plan needs, or to fill it if that is nothing.
+    pub(super) fn start_plan(&mut self, plan: Plan, purpose: Purpose) {
+        let Plan { pool, pieces, read } = plan;
+        let mut batch = Batch {
+            pool,
+            pieces,
+            stored: Stored::Nowhere,
+            purpose,
+        };
+        if purpose != Purpose::Demand {
+            self.ahead += 1;
+        }
+        let Some(range) = read else {
+            return self.fill(batch);
+        };
+        let pack = batch.pieces.first().copied().and_then(|piece| {
+            let work = self.pool(pool).ok()?;
+            let chunk = work.open.map.pieces()[piece].chunk()?;
+            Some(work.open.place_of(chunk.pack))
+        });
+        match pack {
+            Some(Ok(place)) => {
+                if place.is_memory {
+                    batch.stored = Stored::Held {
+                        file: place.file,
+                        base: place.base,
+                        range,
+                    };
+                    return self.fill(batch);
+                }
+                if purpose == Purpose::Demand {
+                    self.demand_reads += 1;
+                }
+                self.arena.pools[pool].read.add(range.end - range.start);
+                self.reads.start(place.file, place.base, range, batch);
+            }
+            Some(Err(error)) => {
+                let filled =
+                    Filled::unreadable(&batch.pieces, &format!("cannot open its pack: {error}"));
+                self.finish_unread(batch, filled);
+            }
+            None => {
+                let filled = Filled::unreadable(&batch.pieces, "its pool is gone");
+                self.finish_unread(batch, filled);
+            }
+        }
+    }
+
+    fn finish_unread(&mut self, batch: Batch, filled: Filled) {
+        if batch.purpose != Purpose::Demand {
+            self.ahead -= 1;
+        }
+        self.finish_batch(batch, filled);
+    }
+
+    /// Takes the reads that have ended: fills what is waited for, passes on the rest.
+    pub(super) fn finish_reads(&mut self) {
+        let mut later = Vec::new();
+        for (mut batch, result) in self.reads.completions() {
+            if batch.purpose == Purpose::Demand {
+                self.demand_reads -= 1;
+            }
+            match result {
+                Ok(stored) => {
+                    batch.stored = Stored::Read(stored);
+                    match batch.purpose {
+                        Purpose::Demand => self.fill(batch),
+                        Purpose::Job(_) => later.push(batch),
+                    }
+                }
+                Err(error) => {
+                    let filled = Filled::unreadable(
+                        &batch.pieces,
+                        &format!("cannot read its pack: {error}"),
+                    );
+                    self.finish_unread(batch, filled);
+                }
+            }
+        }
+        later.into_iter().for_each(|batch| self.fill(batch));
+    }
+
+    fn fill(&mut self, batch: Batch) {
+        let contents = match self.pool(batch.pool) {
+            Ok(work) => work.contents(),
+            Err(detail) => {
+                let filled = Filled::unreadable(&batch.pieces, &detail);
+                return self.finish_unread(batch, filled);
+            }
+        };
+        match batch.purpose {
+            Purpose::Demand => {
+                let filled = batch.fill(&contents, &mut self.scratch);
+                self.finish_batch(batch, filled);
+            }
+            Purpose::Job(_) => self.decoders.push(batch, contents),
+        }
+    }
+
+    /// A batch is done: counts, and lets go on who waited for it.
+    pub(super) fn finish_batch(&mut self, batch: Batch, filled: Filled) {
+        let counters = &self.arena.pools[batch.pool];
+        counters.synthesized.add(filled.synthesized);
+        match batch.purpose {
+            Purpose::Demand => counters.demanded.add(filled.pages),
+            Purpose::Job(_) => counters.prefetched.add(filled.pages),
+        }
+        match batch.purpose {
+            Purpose::Job(job) => self.finish_job_batch(job, batch.pool, &filled.unfilled),
+            Purpose::Demand => {
+                for piece in &batch.pieces {
+                    match filled.unfilled.iter().find(|other| other.piece == *piece) {
+                        Some(unfilled) => self.fail_demand(batch.pool, unfilled),
+                        None => self.end_demand(batch.pool, *piece),
+                    }
+                }
+            }
+        }
+        if let Stored::Read(stored) = batch.stored {
+            self.reads.give_back(stored);
+        }
+    }
+
+    fn end_demand(&mut self, pool: usize, piece: usize) {
+        for waiter in self.demands.remove(&(pool, piece)).unwrap_or_default() {
+            self.wake(waiter);
+        }
+        self.memory_attempts.remove(&(pool, piece));
+    }
+
+    fn fail_demand(&mut self, pool: usize, unfilled: &Unfilled) {
+        let Unfilled {
+            piece,
+            reason,
+            detail,
+        } = unfilled;
+        let first = self.demands.get(&(pool, *piece)).and_then(|w| w.first());
+        let (first, page) = (first.copied(), self.first_page(pool, *piece));
+        self.report(pool, page, first, *reason, detail.clone());
+        if *reason == Failure::Memory {
+            let attempts = self.memory_attempts.entry((pool, *piece)).or_insert(0);
+            *attempts += 1;
+            if *attempts < timers::MAX_MEMORY {
+                return self.timers.add(timers::MEMORY, Timer::Memory(pool, *piece));
+            }
+        }
+        self.memory_attempts.remove(&(pool, *piece));
+        for waiter in self.demands.remove(&(pool, *piece)).unwrap_or_default() {
+            self.poison(waiter);
+        }
+    }
+
+    /// Tries again to fill a piece for which there was no memory.
+    pub(super) fn retry(&mut self, pool: usize, piece: usize) {
+        if self.demands.contains_key(&(pool, piece)) {
+            self.start_demand(pool, piece);
+        }
+    }
+
+    fn first_page(&self, pool: usize, piece: usize) -> u64 {
+        self.pools
+            .get(&pool)
+            .and_then(|work| work.open.map.pieces().get(piece))
+            .map_or(0, |piece| piece.first_page)
+    }
+
+    /// Tells the daemon what could not be filled; once for each place and process.
+    pub(super) fn report(
+        &mut self,
+        pool: usize,
+        page: u64,
+        waiter: Option<Waiter>,
+        reason: Failure,
+        detail: String,
+    ) {
+        let token = waiter
+            .and_then(|waiter| self.watches.get(&waiter.slot))
+            .map_or(0, |watch| watch.token);
+        let cell = &self.arena.pools[pool];
+        if self.reported.len() > 100_000 {
+            self.reported.clear();
+        }
+        if self.reported.insert((cell.id(), page, token)) {
+            cell.damaged.add(u64::from(reason != Failure::Memory));
+            self.control.send(Notice::Damaged {
+                pool: cell.id(),
+                page,
+                token,
+                reason,
+                detail,
+            });
+        }
+    }
+
+    /// Makes a page unusable in one process: better a signal than a wrong byte or no end.
+    pub(super) fn poison(&mut self, waiter: Waiter) {
+        let Some(watch) = self.watches.get(&waiter.slot) else {
+            return;
+        };
+        let token = watch.token;
+        match Userfaultfd::new(self.borrow(watch.fd)).poison(waiter.address) {
+            Answered::Done => self.arena.counters.poisoned.add(1),
+            Answered::Later => self.timers.add(timers::POISON, Timer::Poison(waiter)),
+            Answered::Gone => {}
+            Answered::Unsupported => {
+                let detail = "a page could not be filled, and the kernel cannot poison it; \
+                              whoever touches it waits until the instance is ended";
+                let detail = detail.to_owned();
+                self.control.send(Notice::Trouble { token, detail });
+            }
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! What the daemon asks for. Every request may come again, after a pager died over it.
+
+use std::ops::Range;
+use std::os::fd::{IntoRawFd, OwnedFd};
+
+use rouse_snapshot::model::PAGE_SIZE;
+
+use super::super::arena::MAX_POOLS_OF_WATCH;
+use super::super::batch::chain;
+use super::super::protocol::{Failure, Notice, Outcome, Request, WireMapping};
+use super::super::ranges::{Mapped, Ranges};
+use super::super::source::PoolSource;
+use super::control::Received;
+use super::events::spans;
+use super::jobs::Goal;
+use super::timers::{self, Timer};
+use super::{Engine, close_slot_fd};
+use crate::uffd::{Events, Neighbours, Userfaultfd};
+
+/// Requests taken at a time, before faults are looked at again.
+const AT_A_TIME: usize = 8;
+
+fn failure<T>(reason: Failure, detail: impl Into<String>) -> Result<T, (Failure, String)> {
+    Err((reason, detail.into()))
+}
+
+impl Engine {
+    /// Takes what the daemon has sent.
+    pub(super) fn receive(&mut self) -> std::io::Result<()> {
+        for _ in 0..AT_A_TIME {
+            match self.control.receive()? {
+                Received::Nothing => break,
+                Received::Closed => {
+                    self.lose_daemon();
+                    break;
+                }
+                Received::Packet(bytes, fds) => match Request::decode(&bytes) {
+                    Some((id, request)) => self.serve(id, request, fds),
+                    None => {
+                        let detail = "a request that cannot be understood".to_owned();
+                        self.control.send(Notice::Trouble { token: 0, detail });
+                    }
+                },
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn answer(&mut self, id: u64, outcome: Outcome) {
+        self.control.send(Notice::Answer { id, outcome });
+    }
+
+    fn serve(&mut self, id: u64, request: Request, mut fds: Vec<OwnedFd>) {
+        let outcome = match request {
+            Request::AddPool {
+                pool,
+                pages,
+                source,
+            } => self.add_pool(pool, pages, &source, fds.pop()),
+            Request::RemovePool { pool } => self.remove_pool(pool),
+            Request::Register {
+                token,
+                prefetch,
+                exact,
+                mappings,
+            } => match self.register(token, &mappings, exact, fds.pop()) {
+                Ok(pools) if prefetch => return self.prefetch(id, &pools),
+                Ok(_) => Ok(0),
+                Err(error) => Err(error),
+            },
+            Request::Unregister { token } => self.unregister(token),
+            Request::Prefetch { pool } => match self.slot_of(pool) {
+                Ok(slot) => return self.prefetch(id, &[slot]),
+                Err(error) => Err(error),
+            },
+            Request::FillAll { pool } => match self.slot_of(pool) {
+                Ok(slot) => {
+                    let goal = Goal::Everything { request: id };
+                    self.start_job(goal, vec![slot], |_| true);
+                    return;
+                }
+                Err(error) => Err(error),
+            },
+            Request::Fill { pool, ranges } => match self.slot_of(pool) {
+                Ok(slot) => return self.fill_ranges(id, slot, ranges),
+                Err(error) => Err(error),
+            },
+            Request::Evict { pool, ranges } => self.evict(pool, ranges),
+            Request::HoldCompressed { pool } => self.hold_compressed(pool, fds.pop()),
+            Request::DropCompressed { pool } => self.drop_compressed(pool),
+        };
+        self.answer(id, outcome);
+    }
+
+    fn slot_of(&self, pool: u64) -> Result<usize, (Failure, String)> {
+        match self.arena.find_pool(pool) {
+            Some(slot) => Ok(slot),
+            None => failure(Failure::UnknownPool, format!("there is no pool {pool}")),
+        }
+    }
+
+    fn add_pool(
+        &mut self,
+        pool: u64,
+        pages: u64,
+        source: &PoolSource,
+        file: Option<OwnedFd>,
+    ) -> Outcome {
+        if self.arena.find_pool(pool).is_some() {
+            return Ok(0);
+        }
+        let Some(file) = file else {
+            return failure(Failure::Malformed, "a pool without its memory file");
+        };
+        let Some(slot) = self.arena.free_pool() else {
+            return failure(Failure::Full, "there are too many pools");
+        };
+        let fd = file.into_raw_fd();
+        let source = source.encode();
+        if self.arena.pools[slot]
+            .occupy(pool, fd, pages, &source)
+            .is_none()
+        {
+            close_slot_fd(fd);
+            return failure(Failure::Malformed, "the paths of the source are too long");
+        }
+        Ok(0)
+    }
+
+    fn remove_pool(&mut self, pool: u64) -> Outcome {
+        let Some(slot) = self.arena.find_pool(pool) else {
+            return Ok(0);
+        };
+        if self.is_pool_used(slot) {
+            return failure(Failure::Busy, "instances that map the pool still live");
+        }
+        self.pools.remove(&slot);
+        self.reported.retain(|(reported, _, _)| *reported != pool);
+        let cell = &self.arena.pools[slot];
+        let fd = cell.fd();
+        let copy = cell.set_compressed(None);
+        cell.free();
+        close_slot_fd(fd);
+        copy.into_iter().for_each(close_slot_fd);
+        Ok(0)
+    }
+
+    /// Returns the slots of the pools that are mapped.
+    fn register(
+        &mut self,
+        token: u64,
+        mappings: &[WireMapping],
+        exact: bool,
+        uffd: Option<OwnedFd>,
+    ) -> Result<Vec<usize>, (Failure, String)> {
+        let Some(uffd) = uffd else {
+            return failure(Failure::Malformed, "a registration without a userfaultfd");
+        };
+        let (ranges, pools) = self.resolve(mappings)?;
+        let slots = || pools.iter().map(|pool| *pool as usize).collect();
+        let known = (self.arena.used_watches()).find(|slot| {
+            let cell = &self.arena.watches[*slot];
+            cell.token() == token && !cell.is_child()
+        });
+        if known.is_some_and(|slot| self.arena.watches[slot].is_registered()) {
+            return Ok(slots());
+        }
+        // Of a registration that was not finished, everything is done again.
+        if let Some(slot) = known {
+            self.forget(slot);
+        }
+        let Some(slot) = self.arena.free_watch() else {
+            return failure(Failure::Full, "too many processes are watched");
+        };
+        let fd = uffd.into_raw_fd();
+        let cell = &self.arena.watches[slot];
+        cell.occupy(fd, token, false, &pools, &ranges);
+        let uffd = Userfaultfd::new(self.borrow(fd));
+        let neighbours = match exact {
+            true => Neighbours::Left,
+            false => Neighbours::Mapped,
+        };
+        let registered = uffd.enable(Events::All).and_then(|()| {
+            spans(&ranges)
+                .into_iter()
+                .try_for_each(|(address, bytes)| uffd.register(address, bytes, neighbours))
+        });
+        if let Err(error) = registered {
+            // The instance has not run yet; it is ended by whoever sees the answer.
+            self.forget(slot);
+            let detail = format!("cannot register: {}", chain(&error));
+            return failure(Failure::Kernel, detail);
+        }
+        self.watch(slot, fd, token, pools.clone(), ranges);
+        self.arena.watches[slot].set_registered();
+        Ok(slots())
+    }
+
+    /// Finds the pools that mappings name; none may reach beyond its pool.
+    fn resolve(&self, mappings: &[WireMapping]) -> Result<(Ranges, Vec<u32>), (Failure, String)> {
+        let (mut ranges, mut pools) = (Ranges::default(), Vec::new());
+        for mapping in mappings {
+            let slot = self.slot_of(mapping.pool)?;
+            let cell = &self.arena.pools[slot];
+            let inside =
+                (mapping.page.checked_add(mapping.pages)).is_some_and(|end| end <= cell.pages());
+            let addressable = mapping.address.is_multiple_of(PAGE_SIZE)
+                && (mapping.pages.checked_mul(PAGE_SIZE))
+                    .and_then(|bytes| mapping.address.checked_add(bytes))
+                    .is_some();
+            if !inside || !addressable || mapping.pages == 0 {
+                let detail = format!("a mapping that cannot be: {mapping:?}");
+                return failure(Failure::Malformed, detail);
+            }
+            let pool = slot as u32;
+            if !pools.contains(&pool) {
+                pools.push(pool);
+            }
+            ranges.insert(Mapped {
+                address: mapping.address,
+                pages: mapping.pages,
+                pool,
+                page: mapping.page,
+            });
+        }
+        if pools.len() > MAX_POOLS_OF_WATCH {
+            return failure(Failure::Full, "one process maps too many pools");
+        }
+        Ok((ranges, pools))
+    }
+
+    /// The instance ends: it and what it forked are served until their memory is gone.
+    fn unregister(&mut self, token: u64) -> Outcome {
+        for slot in self.arena.used_watches() {
+            let cell = &self.arena.watches[slot];
+            if cell.token() == token {
+                cell.set_ending();
+                // Never finished: nobody has run on it.
+                if !self.watches.contains_key(&slot) {
+                    self.forget(slot);
+                }
+            }
+        }
+        self.bury(Some(token));
+        if self.watches.values().any(|watch| watch.token == token) {
+            self.timers.add(timers::ENDING, Timer::Ending(token));
+        }
+        Ok(0)
+    }
+
+    /// Reads stored pieces from a copy in memory from now on.
+    fn hold_compressed(&mut self, pool: u64, copy: Option<OwnedFd>) -> Outcome {
+        let slot = self.slot_of(pool)?;
+        let Some(copy) = copy else {
+            return failure(Failure::Malformed, "no memory file with stored pieces");
+        };
+        // In the slot first: that is where the next pager looks.
+        let fd = copy.into_raw_fd();
+        let before = self.arena.pools[slot].set_compressed(Some(fd));
+        before.into_iter().for_each(close_slot_fd);
+        let copy = rustix::io::fcntl_dupfd_cloexec(self.borrow(fd), 3);
+        // One that is opened later finds it in its slot.
+        if let Some(work) = self.pools.get_mut(&slot) {
+            match copy {
+                Ok(copy) => work.open.hold(copy),
+                Err(error) => return failure(Failure::Kernel, chain(&error)),
+            }
+        }
+        Ok(0)
+    }
+
+    /// Reads stored pieces from their packs again.
+    fn drop_compressed(&mut self, pool: u64) -> Outcome {
+        let slot = self.slot_of(pool)?;
+        if let Some(work) = self.pools.get_mut(&slot) {
+            work.open.let_go();
+        }
+        let before = self.arena.pools[slot].set_compressed(None);
+        before.into_iter().for_each(close_slot_fd);
+        Ok(0)
+    }
+
+    /// Takes pages out. That nobody has pinned the pool is the daemon's business.
+    fn evict(&mut self, pool: u64, ranges: Vec<Range<u64>>) -> Outcome {
+        let slot = self.slot_of(pool)?;
+        let target = match self.pool(slot) {
+            Ok(work) => work.target.clone(),
+            Err(detail) => return failure(Failure::Damaged, detail),
+        };
+        let mut evicted = 0;
+        for range in ranges {
+            match target.evict(range) {
+                Ok(pages) => evicted += pages,
+                Err(error) => return failure(Failure::Kernel, chain(&error)),
+            }
+        }
+        self.arena.pools[slot].evicted.add(evicted);
+        Ok(evicted)
+    }
+}

@@ -1,0 +1,245 @@
+//! Checkpoint: stops a process and reads everything that a restore needs.
+//!
+//! The process is stopped with `ptrace`, its kernel state is read from `/proc`, from duplicates of its descriptors
+//! and, for the rest, by a few system calls made inside of it. Its memory goes straight into a pool.
+//!
+//! Whatever cannot be brought back is an [`Obstacle`], named precisely; nothing is left out silently, but for what a
+//! restored process must see anew (see [`CheckpointError`] and the comments on each kind).
+//!
+//! The process is never resumed: its pipes and sockets have been emptied. The caller kills it.
+
+mod address_space;
+mod clocks;
+mod delta;
+mod descriptors;
+mod error;
+mod files;
+mod fingerprint;
+mod future_mappings;
+mod inject;
+mod kcmp;
+mod mappings;
+mod memory;
+mod message_queues;
+pub(crate) mod page_map;
+mod pages;
+mod proc_files;
+mod process_state;
+mod protection_keys;
+mod ptrace;
+mod registers;
+mod shared_memory;
+mod system_v;
+mod tasks;
+mod threads;
+mod timer_signals;
+mod timers;
+mod tmp_tree;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use rouse_pool::Pool;
+use rouse_snapshot::model::ProcessSnapshot;
+
+pub use self::error::{CheckpointError, Obstacle, Subject};
+pub use self::fingerprint::fingerprint;
+
+use self::address_space::AddressSpace;
+use self::descriptors::DescriptorReader;
+use self::files::FileTable;
+use self::inject::Remote;
+use self::memory::Memory;
+use self::page_map::PageMap;
+use self::pages::PageSaver;
+use self::ptrace::SignalQueue;
+use self::shared_memory::SharedObjects;
+use self::tasks::StoppedProcess;
+use self::threads::Usual;
+use crate::image::Image;
+
+/// The process to checkpoint, and what the node knows about it.
+pub struct CheckpointTarget<'a> {
+    /// Id on the host of the function's process.
+    pub pid: i32,
+    /// Id on the host of the sandbox's first process, which is not part of the snapshot; 0 when there is none.
+    pub init_pid: i32,
+    /// The function's port of the connection to the runtime API on which its request is parked; 0 when it has none.
+    pub api_client_port: u16,
+    /// Inode of the log pipe (usually fds 1 and 2); 0 when there is none.
+    pub log_inode: u64,
+    /// From a path in the sandbox to the same file's path on the host; `None` for what the host does not have.
+    pub host_path: &'a dyn Fn(&[u8]) -> Option<PathBuf>,
+    /// Resource limits of a new sandbox: (resource, soft, hard).
+    pub baseline_rlimits: &'a [(u32, u64, u64)],
+    /// The image that the process was started from and those that it descends from. What the process has not written
+    /// of their pools is left there: the snapshot is a delta.
+    pub lineage: &'a [Arc<Image>],
+}
+
+impl fmt::Debug for CheckpointTarget<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CheckpointTarget")
+            .field("pid", &self.pid)
+            .field("init_pid", &self.init_pid)
+            .field("api_client_port", &self.api_client_port)
+            .field("log_inode", &self.log_inode)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A process as it was when it was stopped.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// Everything but the pages.
+    pub snapshot: ProcessSnapshot,
+    /// The pages.
+    pub pool: Pool,
+    /// How long the process stood still until all was read, microseconds.
+    pub pause_us: u64,
+    /// Its resident memory, bytes.
+    pub resident_bytes: u64,
+}
+
+/// Stops the process and reads everything. Does not kill it: it is left stopped, also after an error.
+///
+/// All of it happens on the calling thread, which must be an OS thread that may wait: `ptrace` belongs to a thread.
+///
+/// # Errors
+/// [`CheckpointError::Obstacle`] when the process holds something that cannot be brought back.
+pub fn checkpoint(target: &CheckpointTarget<'_>) -> Result<Checkpoint, CheckpointError> {
+    let pid = target.pid;
+    // What does not need the process to stand still comes before it is stopped.
+    let mut host = fingerprint()?;
+    let mut page_saver = PageSaver::new()?;
+    let mut files = FileTable::new(target.host_path);
+    let mut shared = SharedObjects::default();
+
+    let start = Instant::now();
+    let stopped = StoppedProcess::stop(pid)?;
+    tasks::refuse_other_processes(pid, target.init_pid, stopped.tasks())?;
+    tasks::refuse_separate_tables(stopped.tasks())?;
+    let memory = Memory::open(pid)?;
+    let vmas = mappings::read(pid)?;
+    let resident_bytes = resident_bytes(pid)?;
+    refuse_other_vdso(&host.vdso, &fingerprint::vdso_hash(&memory, &vmas)?, pid)?;
+
+    // From outside first: system calls made inside leave traces in what is read here.
+    let mut threads = Vec::with_capacity(stopped.tasks().len());
+    for task in stopped.tasks() {
+        threads.push(threads::read_outside(&memory, task)?);
+    }
+    let exe_link = format!("/proc/{pid}/exe");
+    let exe_path = proc_files::read_link(pid, "exe")?;
+    let exe = files.identify(&exe_path, &exe_link).ok_or_else(|| {
+        Obstacle::new(
+            Subject::Path(exe_path),
+            "the host does not have the executable",
+        )
+    })?;
+    let usual = Usual::read(if target.init_pid != 0 {
+        target.init_pid
+    } else {
+        std::process::id() as i32
+    })?;
+    let stack_pointer = threads.first().map_or(0, |leader| leader.regs.rsp);
+    let remote = Remote::new(&memory, &vmas, stack_pointer)?;
+    for (task, thread) in stopped.tasks().iter().zip(&mut threads) {
+        threads::read_inside(&remote, task, thread)?;
+        usual.read_differences(task, thread)?;
+    }
+    let ids: Vec<(i32, i32)> = stopped
+        .tasks()
+        .iter()
+        .zip(&threads)
+        .map(|(task, thread)| (task.host_tid, thread.tid))
+        .collect();
+    let mut process = process_state::read(pid, &remote, exe, &vmas, &ids, target.baseline_rlimits)?;
+    process.pending = ptrace::pending_signals(pid, SignalQueue::Process)?;
+    for (index, (task, thread)) in stopped.tasks().iter().zip(&mut threads).enumerate() {
+        // Any thread may take what waits for the process; here the leader does.
+        let of_process = (index == 0).then_some(&mut process.pending);
+        threads::read_pending(&remote, task, thread, of_process)?;
+    }
+    remote.finish()?;
+
+    let reader = DescriptorReader::new(
+        pid,
+        target.api_client_port,
+        target.log_inode,
+        &mut files,
+        &mut page_saver,
+        &mut shared,
+    )?;
+    let (descriptors, descriptions) = reader.read()?;
+    let page_map = PageMap::open(pid)?;
+    let mappings = AddressSpace {
+        pid,
+        memory: &memory,
+        page_map,
+        files: &mut files,
+        pages: &mut page_saver,
+        shared: &mut shared,
+        lineage: target.lineage,
+    }
+    .save(&vmas)?;
+    let tmp = tmp_tree::read(pid, &mut page_saver)?;
+    let pause_us = start.elapsed().as_micros() as u64;
+    drop(stopped);
+
+    if let Some(leader) = threads.first() {
+        host.xsave_len = leader.xsave.len() as u32;
+    }
+    let pool_pages = page_saver.pages();
+    // A process that has executed another program has left its parents behind.
+    let runs = || mappings.iter().flat_map(|m| &m.saved);
+    let lineage = match runs().any(|run| run.pool() != 0) {
+        true => target.lineage,
+        false => &[],
+    };
+    let snapshot = ProcessSnapshot {
+        host,
+        process,
+        threads,
+        mappings,
+        files: files.into_files(),
+        descriptions,
+        descriptors,
+        tmp,
+        pool_pages,
+        parents: lineage.iter().map(|image| image.as_parent()).collect(),
+    };
+    Ok(Checkpoint {
+        snapshot,
+        pool: page_saver.finish()?,
+        pause_us,
+        resident_bytes,
+    })
+}
+
+fn resident_bytes(pid: i32) -> Result<u64, CheckpointError> {
+    let statm = proc_files::read_text(pid, "statm")?;
+    let pages = statm
+        .split_whitespace()
+        .nth(1)
+        .and_then(|pages| pages.parse::<u64>().ok());
+    Ok(pages.ok_or_else(|| CheckpointError::Format {
+        path: format!("/proc/{pid}/statm"),
+        what: "resident pages",
+    })? * 4096)
+}
+
+/// The function may hold addresses into its vDSO; a restore gives it the node's.
+fn refuse_other_vdso(own: &[u8; 32], its: &[u8; 32], pid: i32) -> Result<(), CheckpointError> {
+    if own == its {
+        return Ok(());
+    }
+    let name = String::from_utf8_lossy(&proc_files::name(pid)?).into_owned();
+    Err(Obstacle::new(
+        Subject::Process { pid, name },
+        "has another vDSO than the node",
+    )
+    .into())
+}

@@ -1,0 +1,406 @@
+//! A snapshot in memory, verified and compiled, ready to be restored any number of times.
+
+mod behind;
+mod files;
+mod learning;
+pub(crate) mod memory;
+mod programs;
+pub(crate) mod resemblance;
+pub(crate) mod stowage;
+
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use rouse_snapshot::model::{DescriptionKind, ParentPool, ProcessSnapshot};
+use rouse_snapshot::page_class::hot_pool_pages;
+use rouse_snapshot::working_set::SnapshotBinding;
+
+pub(crate) use behind::Behind;
+use files::OpenFile;
+use memory::ImageMemory;
+pub(crate) use programs::load;
+pub use programs::{LoadedProgram, Programs};
+use stowage::Stowage;
+
+use crate::clones::Clones;
+use crate::launcher::Parked;
+use crate::memory_report::{MemoryReport, Placement, Tier};
+use crate::plan::{Environment, PlanError};
+use crate::working_set::{Learner, Schedule};
+
+/// Why a snapshot cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// A file that the snapshot refers to is not what it was.
+    #[error("{path}: {what} since the snapshot was taken")]
+    FileChanged {
+        /// Path on the host.
+        path: String,
+        /// What is different.
+        what: &'static str,
+    },
+    /// A file that the snapshot refers to cannot be opened.
+    #[error("{path} cannot be opened")]
+    File {
+        /// Path on the host.
+        path: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The snapshot was taken on a host that differs.
+    #[error("the snapshot belongs to another host: {0} differs")]
+    OtherHost(&'static str),
+    /// The snapshot is a delta of one that is not there.
+    #[error("the snapshot that this one is a delta of is gone")]
+    ParentGone,
+    /// No operation list can be made.
+    #[error("the snapshot cannot be compiled")]
+    Plan(#[from] PlanError),
+    /// What was learnt cannot be stored.
+    #[error("what was learnt about the function cannot be stored")]
+    Learnt(#[source] io::Error),
+    /// Memory for the programs is not to be had.
+    #[error("the operation list cannot be stored")]
+    Store(#[source] io::Error),
+}
+
+/// A snapshot, loaded and verified, ready to be restored any number of times.
+#[derive(Debug)]
+pub struct Image {
+    snapshot: ProcessSnapshot,
+    /// Exchanged when the snapshot is stored anew: instances that run keep what they have.
+    memory: RwLock<Arc<ImageMemory>>,
+    /// How the pool lies on disk.
+    stowage: Stowage,
+    /// Pages that a call is expected to touch. Kept, because it is asked for all the time and seldom changes.
+    expected_pages: AtomicU64,
+    /// Identity of the pool, by which snapshots that descend from this one name it.
+    identity: [u8; 32],
+    /// The images in whose pools runs lie, in the order of [`ProcessSnapshot::parents`].
+    parents: Vec<Arc<Image>>,
+    files: Vec<OpenFile>,
+    /// The files that the programs map, in their order.
+    mapped: Vec<usize>,
+    current: RwLock<Current>,
+    /// Which boots are blind and which invocations are observed.
+    schedule: Schedule,
+    learner: Mutex<Learner>,
+    storing: Mutex<()>,
+    problem: OnceLock<String>,
+    binding: SnapshotBinding,
+    /// Where the snapshot lies, and what is learnt about it.
+    directory: PathBuf,
+}
+
+/// What changes while an image is in use: what was made with what was learnt about it.
+#[derive(Debug)]
+struct Current {
+    programs: Arc<Programs>,
+    /// Programs that prepare nothing, once they are needed.
+    blind: Option<Arc<Programs>>,
+    /// The template host and its clones in waiting, made when first asked for.
+    clones: Option<Arc<Clones>>,
+    /// Instances that wait for requests, once some were asked for.
+    parked: Option<Arc<Parked>>,
+}
+
+impl Image {
+    /// Verifies the snapshot against this host and compiles it, with what was learnt about it before.
+    /// `identity` is that of its pool; `ancestors` are images that it may descend from; `directory` is where it lies.
+    pub(crate) fn new(
+        snapshot: ProcessSnapshot,
+        memory: ImageMemory,
+        stowage: Stowage,
+        identity: [u8; 32],
+        ancestors: &[Arc<Image>],
+        environment: &Environment,
+        directory: &Path,
+    ) -> Result<Self, ImageError> {
+        let parent = |wanted: &ParentPool| {
+            let is_it = |image: &&Arc<Image>| {
+                image.identity == wanted.pool && image.snapshot.pool_pages == wanted.pages
+            };
+            ancestors.iter().find(is_it).cloned()
+        };
+        let parents = snapshot.parents.iter().map(parent);
+        let parents = parents
+            .collect::<Option<Vec<_>>>()
+            .ok_or(ImageError::ParentGone)?;
+        let files = snapshot
+            .files
+            .iter()
+            .map(files::open)
+            .collect::<Result<Vec<_>, _>>()?;
+        let (learner, schedule) = learning::learnt_before(&snapshot, directory);
+        let working_set = learner.working_set();
+        let prepared = !working_set.is_empty();
+        schedule.set_prepared(prepared);
+        let (programs, mapped) = Programs::compile(&snapshot, environment, working_set)?;
+        let programs = Arc::new(programs);
+        let binding = SnapshotBinding::of(&snapshot);
+        let current = Current {
+            blind: (!prepared).then(|| programs.clone()),
+            programs,
+            clones: None,
+            parked: None,
+        };
+        let image = Self {
+            snapshot,
+            memory: RwLock::new(Arc::new(memory)),
+            stowage,
+            expected_pages: AtomicU64::new(0),
+            identity,
+            parents,
+            files,
+            mapped,
+            current: RwLock::new(current),
+            schedule,
+            learner: Mutex::new(learner),
+            storing: Mutex::new(()),
+            problem: OnceLock::new(),
+            binding,
+            directory: directory.to_path_buf(),
+        };
+        image.expect_pages();
+        Ok(image)
+    }
+
+    /// What the snapshot holds.
+    pub fn snapshot(&self) -> &ProcessSnapshot {
+        &self.snapshot
+    }
+
+    /// The programs to run now.
+    pub(crate) fn programs(&self) -> Arc<Programs> {
+        self.read().programs.clone()
+    }
+
+    /// The template host, if there is one.
+    pub(crate) fn clones(&self) -> Option<Arc<Clones>> {
+        self.read().clones.clone()
+    }
+
+    /// Forgets the template host.
+    pub(crate) fn drop_clones(&self) {
+        let clones = self.write().clones.take();
+        drop(clones);
+    }
+
+    /// Instances made ahead, if any were ever asked for.
+    pub(crate) fn parked(&self) -> Option<Arc<Parked>> {
+        self.read().parked.clone()
+    }
+
+    /// Puts this in place, unless somebody was faster. Returns what counts.
+    pub(crate) fn set_parked(&self, parked: Arc<Parked>) -> Arc<Parked> {
+        self.write().parked.get_or_insert(parked).clone()
+    }
+
+    /// Ends the instances that wait for requests.
+    pub(crate) fn drop_parked(&self) {
+        let parked = self.write().parked.take();
+        drop(parked);
+    }
+
+    /// How many instances wait for requests.
+    pub fn parked_count(&self) -> usize {
+        self.read().parked.as_ref().map_or(0, |parked| parked.len())
+    }
+
+    /// What makes the image useless, once something does.
+    pub fn problem(&self) -> Option<String> {
+        self.problem.get().cloned()
+    }
+
+    /// From now on the image is useless.
+    pub(crate) fn set_problem(&self, problem: String) {
+        // The first is the one to be told.
+        let _ = self.problem.set(problem);
+    }
+
+    /// Pages of its own pool that are in DRAM.
+    pub fn resident_pages(&self) -> io::Result<u64> {
+        self.memory().resident_pages()
+    }
+
+    /// Where the snapshot lies.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Pages of its own pool that boots need, in the order in which they need them, as far as that is known.
+    pub(crate) fn hot_pages(&self) -> Vec<Range<u64>> {
+        hot_pool_pages(&self.snapshot, &self.predicted_set())
+    }
+
+    /// How many pages of its own pool boots are known to need.
+    pub fn hot_pages_count(&self) -> u64 {
+        let hot = self.hot_pages();
+        hot.iter().map(|range| range.end - range.start).sum()
+    }
+
+    /// How the pool lies on disk.
+    pub(crate) fn stowage(&self) -> &Stowage {
+        &self.stowage
+    }
+
+    /// Number of pages that a call is expected to touch; of a function that was never called, a quarter of its pool.
+    pub fn expected_pages(&self) -> u64 {
+        self.expected_pages.load(Ordering::Relaxed)
+    }
+
+    /// To be called when something new is known of what calls touch.
+    fn expect_pages(&self) {
+        let pages = match self.hot_pages_count() {
+            0 => self.snapshot.pool_pages / 4,
+            pages => pages,
+        };
+        self.expected_pages.store(pages, Ordering::Relaxed);
+    }
+
+    /// Pages of its own pool that stay in DRAM as long as it is loaded.
+    pub fn wired_pages(&self) -> u64 {
+        self.memory().wired_pages()
+    }
+
+    /// Bytes that the pieces of its pool take on disk.
+    pub fn stored_bytes(&self) -> u64 {
+        self.stowage.bytes()
+    }
+
+    /// Bytes of these that are kept in memory.
+    pub fn compressed_bytes(&self) -> u64 {
+        self.memory().compressed_bytes()
+    }
+
+    /// Pages of its own pool that lie on far memory.
+    pub fn far_pages(&self) -> u64 {
+        self.memory().far_pages()
+    }
+
+    /// Was the snapshot stored anew since it was loaded? Pages that are not in memory cannot come any more then, and it
+    /// has to be loaded again.
+    pub fn is_stale(&self) -> bool {
+        self.memory().is_stale()
+    }
+
+    /// Puts a template host in place, unless there is one already that runs the current programs.
+    /// Returns the one that counts. The one before lives on until its last user lets go of it.
+    pub(crate) fn set_clones(&self, clones: Clones) -> Arc<Clones> {
+        let mut current = self.write();
+        let programs = current.programs.clone();
+        match &current.clones {
+            Some(present) if Arc::ptr_eq(&present.programs, &programs) => present.clone(),
+            _ => current.clones.insert(Arc::new(clones)).clone(),
+        }
+    }
+
+    /// What the snapshot's memory is made of. Takes a millisecond or so.
+    pub fn memory_report(&self) -> MemoryReport {
+        // What cannot be asked is not in memory for all that is known.
+        let resident = self.memory().resident_ranges().unwrap_or_default();
+        let resident = resident.into_iter().map(|pages| (pages, Tier::Dram));
+        let rest = match self.compressed_bytes() {
+            0 => Tier::Disk,
+            _ => Tier::Compressed,
+        };
+        let placement = Placement::new(resident.collect(), rest);
+        MemoryReport::of(
+            &self.snapshot,
+            &self.predicted_set(),
+            &placement,
+            self.working_set_report(),
+        )
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Current> {
+        self.current.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Current> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Descriptors for a program: pool, then mapped files, then parents' pools. `memories` are those of
+    /// [`Self::memories`].
+    pub(crate) fn descriptors<'a>(
+        &'a self,
+        memories: &'a [Arc<ImageMemory>],
+    ) -> impl Iterator<Item = BorrowedFd<'a>> {
+        let files = self
+            .mapped
+            .iter()
+            .map(|index| self.files[*index].file.as_fd());
+        let mut pools = memories.iter().map(|memory| memory.view());
+        pools.next().into_iter().chain(files).chain(pools)
+    }
+
+    /// The image that it is a delta of.
+    pub(crate) fn template(&self) -> Option<&Arc<Image>> {
+        self.parents.first()
+    }
+
+    /// This image and those that it descends from: the pools that its instances map.
+    pub(crate) fn lineage(self: &Arc<Self>) -> Vec<Arc<Image>> {
+        std::iter::once(self)
+            .chain(&self.parents)
+            .cloned()
+            .collect()
+    }
+
+    /// As a parent of another snapshot.
+    pub(crate) fn as_parent(&self) -> ParentPool {
+        ParentPool {
+            pool: self.identity,
+            pages: self.snapshot.pool_pages,
+        }
+    }
+
+    /// The memory that instances map which start now.
+    pub(crate) fn memory(&self) -> Arc<ImageMemory> {
+        let memory = self.memory.read().unwrap_or_else(PoisonError::into_inner);
+        memory.clone()
+    }
+
+    /// Has instances that start from now on map another pool of the same contents.
+    pub(crate) fn set_memory(&self, memory: ImageMemory) {
+        *self.memory.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(memory);
+    }
+
+    /// Its own memory and that of its parents, in the order in which runs number pools. What an instance maps and what
+    /// it relies on must come from one and the same answer.
+    pub(crate) fn memories(&self) -> Vec<Arc<ImageMemory>> {
+        let parents = self.parents.iter().map(|parent| parent.memory());
+        std::iter::once(self.memory()).chain(parents).collect()
+    }
+
+    /// Are all pages that instances map in DRAM, to stay? Otherwise they come when they are needed, and
+    /// there is no template to fork.
+    pub fn is_resident(&self) -> bool {
+        self.memories().iter().all(|memory| memory.is_resident())
+    }
+
+    /// Is the parked request a `restore/next`? Only the node knows; the snapshot tells that there is one.
+    pub fn has_parked_request(&self) -> bool {
+        self.snapshot
+            .descriptions
+            .iter()
+            .any(|d| matches!(d.kind, DescriptionKind::RuntimeApi { .. }))
+    }
+}
+
+/// An error and its causes in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text += &format!(": {cause}");
+        next = cause.source();
+    }
+    text
+}

@@ -1,0 +1,298 @@
+//! Follows an instance from its first message to its end.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use rouse_pool::keeper::{PagerHandle, PoolMapping};
+use rouse_restorer::op::FAILURE_TAG;
+use rouse_restorer::program::Program;
+use rouse_sandbox::SandboxHandle;
+use rouse_sandbox::exec::CANNOT_RUN;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{oneshot, watch};
+
+use crate::credentials::{self, Message};
+use crate::instance::{ExitReason, Failure, Stage};
+use crate::plan::{RESTORE_STAGES, RESUMED_LEN, WATCH_ME};
+use crate::reaper::Reaper;
+
+/// What is known of an instance's boot.
+#[derive(Debug, Clone)]
+pub struct Monitor {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug)]
+struct State {
+    pid: Option<i32>,
+    stages: Vec<Stage>,
+    failure: Option<Failure>,
+    /// Hears when it is up.
+    up: Option<oneshot::Sender<()>>,
+    /// When an instance that was parked was told to go on.
+    resumed: Option<Instant>,
+    /// It has said that it goes on.
+    went_on: bool,
+}
+
+/// Memory of which pages may be absent.
+pub struct Watch {
+    /// Who fills it.
+    pub pager: PagerHandle,
+    /// What is to be watched.
+    pub mappings: Vec<PoolMapping>,
+    /// Whether the working set is brought in before the instance goes on.
+    pub prefetch: bool,
+    /// Whether its page tables are to say exactly what it touches.
+    pub exact: bool,
+}
+
+impl Watch {
+    /// Has the pager watch the instance's memory, and lets it go on.
+    async fn begin(
+        self,
+        control: &AsyncFd<OwnedFd>,
+        uffd: OwnedFd,
+        sandbox: &SandboxHandle,
+    ) -> Result<(), String> {
+        let Self {
+            pager,
+            mappings,
+            prefetch,
+            exact,
+        } = self;
+        let task = tokio::task::spawn_blocking(move || match exact {
+            true => pager.register_exactly(uffd, &mappings, prefetch),
+            false => pager.register(uffd, &mappings, prefetch),
+        });
+        let registration = task
+            .await
+            .map_err(|_| "its memory cannot be watched: the task was cancelled".to_owned())?
+            .map_err(|error| format!("its memory cannot be watched: {error}"))?;
+        sandbox.keep_until_gone(registration);
+        rustix::io::write(control.get_ref(), &[1])
+            .map(drop)
+            .map_err(|error| format!("it cannot be told to go on: {error}"))
+    }
+}
+
+/// What to follow.
+pub struct Subject {
+    /// Known for all but clones, whose first message tells it.
+    pub pid: Option<i32>,
+    /// Stages that are over.
+    pub stages: Vec<Stage>,
+    /// The node's end of its control socket.
+    pub control: OwnedFd,
+    /// When the order went out.
+    pub started: Instant,
+    /// What it runs, to explain failures.
+    pub program: Option<Arc<Program>>,
+    /// Hears when it is up; is dropped when it has ended.
+    pub up: Option<oneshot::Sender<()>>,
+    /// Where it lives.
+    pub sandbox: Arc<SandboxHandle>,
+    /// If pages of its memory may be absent.
+    pub watch: Option<Watch>,
+}
+
+impl Monitor {
+    /// Follows in a task of its own.
+    pub fn start(
+        mut subject: Subject,
+        reaper: &Reaper,
+    ) -> (Self, watch::Receiver<Option<ExitReason>>) {
+        let state = State {
+            pid: subject.pid,
+            stages: subject.stages.clone(),
+            failure: None,
+            up: subject.up.take(),
+            resumed: None,
+            went_on: false,
+        };
+        let monitor = Self {
+            state: Arc::new(Mutex::new(state)),
+        };
+        let (ended, exit) = watch::channel(None);
+        tokio::spawn(monitor.clone().follow(subject, reaper.clone(), ended));
+        (monitor, exit)
+    }
+
+    pub fn pid(&self) -> Option<i32> {
+        self.lock().pid
+    }
+
+    pub fn stages(&self) -> Vec<Stage> {
+        self.lock().stages.clone()
+    }
+
+    /// An instance that was made ahead is taken: its stages begin with these.
+    pub fn begin_again(&self, stages: Vec<Stage>) {
+        self.lock().stages = stages;
+    }
+
+    /// Has an instance that was parked gone on? Certain once its end is known: what it said before was read by then.
+    pub fn went_on(&self) -> bool {
+        self.lock().went_on
+    }
+
+    /// It is about to be told to go on.
+    pub fn resuming(&self) {
+        self.lock().resumed = Some(Instant::now());
+    }
+
+    pub fn failure(&self) -> Option<Failure> {
+        self.lock().failure.clone()
+    }
+
+    async fn follow(
+        self,
+        subject: Subject,
+        reaper: Reaper,
+        ended: watch::Sender<Option<ExitReason>>,
+    ) {
+        let Subject {
+            pid,
+            control,
+            started,
+            program,
+            sandbox,
+            mut watch,
+            ..
+        } = subject;
+        // A process with a known pid may end without a word.
+        let mut end = pid.map(|pid| reaper.end_of(pid, started));
+        // SAFETY: `OwnedFd` owns its descriptor and always names the same one.
+        let control = unsafe { AsyncFd::register(control) };
+        match control {
+            Ok(control) => {
+                let watched =
+                    self.listen(&control, started, program.as_deref(), &sandbox, &mut watch);
+                if let Err(failure) = watched.await {
+                    self.lock().failure = Some(Failure::Platform(failure));
+                    sandbox.kill();
+                }
+            }
+            Err(error) => {
+                self.lock().failure = Some(Failure::Platform(format!(
+                    "its control socket cannot be watched: {error}"
+                )))
+            }
+        }
+        if end.is_none() {
+            end = self.pid().map(|pid| reaper.end_of(pid, started));
+        }
+        let status = match end {
+            Some(end) => end.await.ok(),
+            // It ended before it could say who it is.
+            None => None,
+        };
+        self.lock().up = None;
+        let reason = match status {
+            Some(status) if libc::WIFEXITED(status) => ExitReason::Code(libc::WEXITSTATUS(status)),
+            Some(status) if libc::WTERMSIG(status) == libc::SIGKILL && sandbox.oom_kills() > 0 => {
+                ExitReason::OutOfMemory
+            }
+            Some(status) => ExitReason::Signal(libc::WTERMSIG(status)),
+            None => ExitReason::Signal(libc::SIGKILL),
+        };
+        ended.send_replace(Some(reason));
+    }
+
+    /// Reads messages until the other end is closed, which is when the function's own code runs.
+    ///
+    /// # Errors
+    /// Why the instance's memory is not watched: it waits, and must be ended.
+    async fn listen(
+        &self,
+        control: &AsyncFd<OwnedFd>,
+        started: Instant,
+        program: Option<&Program>,
+        sandbox: &SandboxHandle,
+        watch: &mut Option<Watch>,
+    ) -> Result<(), String> {
+        loop {
+            let Ok(mut ready) = control.readable().await else {
+                return Ok(());
+            };
+            let message =
+                ready.try_io(|fd| credentials::receive(fd.as_fd()).map_err(io::Error::from));
+            match message {
+                Ok(Ok(message)) if message.bytes.is_empty() => return Ok(()),
+                Ok(Ok(Message {
+                    bytes,
+                    descriptor: Some(uffd),
+                    ..
+                })) if bytes == WATCH_ME.to_le_bytes() => {
+                    if let Some(watch) = watch.take() {
+                        watch.begin(control, uffd, sandbox).await?;
+                    }
+                }
+                Ok(Ok(message)) => self.take(&message.bytes, message.pid, started, program),
+                Ok(Err(_)) => return Ok(()),
+                Err(_would_block) => {}
+            }
+        }
+    }
+
+    fn take(&self, bytes: &[u8], pid: Option<i32>, started: Instant, program: Option<&Program>) {
+        let words: Vec<u64> = bytes
+            .chunks_exact(8)
+            .filter_map(|w| w.first_chunk())
+            .map(|w| u64::from_le_bytes(*w))
+            .collect();
+        let mut state = self.lock();
+        state.pid = state.pid.or(pid);
+        if let [FAILURE_TAG, op, result] = words[..] {
+            let what = program.map_or_else(String::new, |program| program.describe(op));
+            let error = io::Error::from_raw_os_error(-(result as i64) as i32);
+            state.failure = Some(Failure::Platform(format!("{what}: {error}")));
+        } else if program.is_some() && words.len() == 2 * (RESTORE_STAGES.len() + 1) {
+            // struct timespec: seconds, nanoseconds.
+            let stamps: Vec<u64> = words
+                .chunks_exact(2)
+                .map(|t| t[0] * 1_000_000 + t[1] / 1000)
+                .collect();
+            let ordered = monotonic_us(started);
+            state.stages.push(Stage {
+                name: "wake",
+                us: stamps[0].saturating_sub(ordered),
+            });
+            for (name, pair) in RESTORE_STAGES.iter().zip(stamps.windows(2)) {
+                state.stages.push(Stage {
+                    name,
+                    us: pair[1].saturating_sub(pair[0]),
+                });
+            }
+            if let Some(up) = state.up.take() {
+                // Whoever waited may have given up.
+                let _ = up.send(());
+            }
+        } else if let ([seconds, nanoseconds], RESUMED_LEN, Some(resumed)) =
+            (&words[..], bytes.len(), state.resumed)
+        {
+            let stamp = seconds * 1_000_000 + nanoseconds / 1000;
+            let us = stamp.saturating_sub(monotonic_us(resumed));
+            state.stages.push(Stage { name: "wake", us });
+            state.went_on = true;
+        } else if let Ok(text) = std::str::from_utf8(bytes) {
+            state.failure = Some(match text.strip_prefix(CANNOT_RUN) {
+                Some(reason) => Failure::Program(reason.to_owned()),
+                None => Failure::Platform(text.to_owned()),
+            });
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// `CLOCK_MONOTONIC` at `instant`, microseconds.
+fn monotonic_us(instant: Instant) -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let now_us = now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1000;
+    now_us.saturating_sub(instant.elapsed().as_micros() as u64)
+}

@@ -1,0 +1,78 @@
+//! The `rouse` command.
+
+mod bench;
+mod client;
+mod commands;
+mod host;
+mod local;
+mod output;
+mod package;
+mod quickstart;
+mod settings;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A serverless runtime in which every function sleeps as a snapshot
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    propagate_version = true,
+    arg_required_else_help = true,
+    max_term_width = 110
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Quickstart(quickstart::QuickstartArgs),
+    // Boxed: its settings are many.
+    Serve(Box<commands::serve::ServeArgs>),
+    Deploy(commands::deploy::DeployArgs),
+    Invoke(commands::invoke::InvokeArgs),
+    List(commands::list::ListArgs),
+    Describe(commands::describe::DescribeArgs),
+    Logs(commands::logs::LogsArgs),
+    Delete(commands::delete::DeleteArgs),
+    Snapshots(commands::snapshots::SnapshotsArgs),
+    Rollback(commands::snapshots::RollbackArgs),
+    Tiers(commands::tiers::TiersArgs),
+    Gc(commands::store::GcArgs),
+    Fsck(commands::store::FsckArgs),
+    Doctor(commands::doctor::DoctorArgs),
+    Bench(bench::BenchArgs),
+}
+
+// No thread may be started before a command has started its spawner: the spawner forks this process.
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Quickstart(args) => quickstart::run(args),
+        Command::Serve(args) => commands::serve::run(*args),
+        Command::Deploy(args) => commands::deploy::run(&args),
+        Command::Invoke(args) => commands::invoke::run(&args),
+        Command::List(args) => commands::list::run(&args),
+        Command::Describe(args) => commands::describe::run(&args),
+        Command::Logs(args) => commands::logs::run(&args),
+        Command::Delete(args) => commands::delete::run(&args),
+        Command::Snapshots(args) => commands::snapshots::run(&args),
+        Command::Rollback(args) => commands::snapshots::rollback(&args),
+        Command::Tiers(args) => commands::tiers::run(&args),
+        Command::Gc(args) => commands::store::gc(&args),
+        Command::Fsck(args) => commands::store::fsck(&args),
+        Command::Doctor(args) => commands::doctor::run(&args),
+        Command::Bench(args) => bench::run(args),
+    };
+    match outcome {
+        Ok(code) => code,
+        // Whoever read our output has had enough: no failure, as with any tool in a pipe.
+        Err(failed) if failed.is_broken_pipe() => ExitCode::SUCCESS,
+        Err(failed) => {
+            failed.print();
+            ExitCode::from(failed.code)
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! The keys, each at once a key of the file, a flag and an environment variable.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use rouse_node::{BootPolicy, PointPolicy};
+use serde::Deserialize;
+
+use super::parse_boot_policy;
+
+/// Form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Declares [`Settings`] from one list, so that a key cannot be a flag but no key of the file, or be forgotten
+/// when sources are merged.
+macro_rules! settings {
+    ($($(#[doc = $doc:literal])+ $(#[arg($($arg:tt)*)])? $name:ident: $type:ty = $env:literal,)*) => {
+        /// Settings as they were given; `None` where nothing was said.
+        #[derive(Debug, Clone, Default, PartialEq, Deserialize, clap::Args)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct Settings {
+            $($(#[doc = $doc])+ #[arg(long, env = $env, $($($arg)*)?)] pub $name: Option<$type>,)*
+        }
+
+        impl Settings {
+            /// These settings, completed by `below` where nothing was said.
+            pub fn or(self, below: Self) -> Self {
+                Self { $($name: self.$name.or(below.$name),)* }
+            }
+        }
+    };
+}
+
+settings! {
+    /// Address and port of the HTTP API; port 0 lets the kernel choose
+    #[arg(value_name = "ADDR:PORT")]
+    listen: SocketAddr = "ROUSE_LISTEN",
+    /// Directory that holds functions, snapshots, logs and the node's lock
+    #[arg(value_name = "DIR")]
+    state_dir: PathBuf = "ROUSE_STATE_DIR",
+    /// Python 3 interpreter, an absolute path below `root`
+    #[arg(value_name = "FILE")]
+    python: PathBuf = "ROUSE_PYTHON",
+    /// Node.js interpreter, an absolute path below `root`
+    #[arg(value_name = "FILE")]
+    node: PathBuf = "ROUSE_NODE",
+    /// How a function with a snapshot is started when the request does not say: `fresh`, `restore` or `cold`
+    #[arg(value_name = "POLICY", value_parser = parse_boot_policy)]
+    boot: BootPolicy = "ROUSE_BOOT",
+    /// Invocations that may run at the same time; more are answered 429
+    #[arg(value_name = "N")]
+    max_concurrency: usize = "ROUSE_MAX_CONCURRENCY",
+    /// Asynchronous invocations that may run at the same time
+    #[arg(value_name = "N")]
+    max_async_concurrency: usize = "ROUSE_MAX_ASYNC_CONCURRENCY",
+    /// Idle instances that are kept for one function
+    #[arg(value_name = "N")]
+    max_idle: usize = "ROUSE_MAX_IDLE",
+    /// Seconds that an idle instance of a function without snapshot is kept
+    #[arg(value_name = "SECONDS")]
+    keep_alive_s: u64 = "ROUSE_KEEP_ALIVE_S",
+    /// Instances that are kept parked for each function whose pages are all in memory, at least
+    #[arg(value_name = "N")]
+    parked_min: usize = "ROUSE_PARKED_MIN",
+    /// The same at most; in between the rate of its requests decides, and 0 parks none
+    #[arg(value_name = "N")]
+    parked_max: usize = "ROUSE_PARKED_MAX",
+    /// Sandboxes that are kept ready for each set of limits in use, at least
+    #[arg(value_name = "N")]
+    ready_sandboxes: usize = "ROUSE_READY_SANDBOXES",
+    /// The same at most; in between as many as were lately taken at a time
+    #[arg(value_name = "N")]
+    most_ready_sandboxes: usize = "ROUSE_MOST_READY_SANDBOXES",
+    /// Clones that are kept ready for each function that is forked
+    #[arg(value_name = "N")]
+    ready_clones: usize = "ROUSE_READY_CLONES",
+    /// Makes functions of templates whose interpreter runs already, so that they share its memory
+    #[arg(value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    language_templates: bool = "ROUSE_LANGUAGE_TEMPLATES",
+    /// Bytes of functions' pages that are kept in DRAM; 0 for a quarter of the host's memory
+    #[arg(value_name = "BYTES")]
+    memory_dram_bytes: u64 = "ROUSE_MEMORY_DRAM_BYTES",
+    /// NUMA node of far memory, such as a CXL expander, for functions' pages; -1 for none
+    #[arg(value_name = "NODE", allow_negative_numbers = true)]
+    memory_far_node: i32 = "ROUSE_MEMORY_FAR_NODE",
+    /// Bytes of functions' pages that are kept in far memory; 0 for three quarters of what the node has
+    #[arg(value_name = "BYTES")]
+    memory_far_bytes: u64 = "ROUSE_MEMORY_FAR_BYTES",
+    /// Bytes of functions' pages that are kept in DRAM as they are on disk, compressed; 0 for none
+    #[arg(value_name = "BYTES")]
+    memory_compressed_bytes: u64 = "ROUSE_MEMORY_COMPRESSED_BYTES",
+    /// Bytes that all parked instances may take together
+    #[arg(value_name = "BYTES")]
+    memory_parked_bytes: u64 = "ROUSE_MEMORY_PARKED_BYTES",
+    /// Seconds after which nothing of a function that is not called stays in memory
+    #[arg(value_name = "SECONDS")]
+    memory_idle_s: u64 = "ROUSE_MEMORY_IDLE_S",
+    /// Moves functions' pages by how often they are called; without it nothing moves but what a call brings in, as measurements need it
+    #[arg(value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    memory_managed: bool = "ROUSE_MEMORY_MANAGED",
+    /// Snapshots that are built at the same time
+    #[arg(value_name = "N")]
+    max_builds: usize = "ROUSE_MAX_BUILDS",
+    /// When snapshots are taken of functions that do not say so and bring warm-up events: `init`, `warm` or `auto`
+    #[arg(value_name = "POLICY")]
+    snapshot_point: PointPolicy = "ROUSE_SNAPSHOT_POINT",
+    /// Invocations between two trials of a later snapshot, with the policy `auto`
+    #[arg(value_name = "N")]
+    snapshot_auto_after: u64 = "ROUSE_SNAPSHOT_AUTO_AFTER",
+    /// Per cent by which a later snapshot must be better to be kept
+    #[arg(value_name = "PERCENT")]
+    snapshot_margin_percent: u32 = "ROUSE_SNAPSHOT_MARGIN_PERCENT",
+    /// Versions of a function's snapshot that are kept, the one in use included
+    #[arg(value_name = "N")]
+    snapshot_versions: usize = "ROUSE_SNAPSHOT_VERSIONS",
+    /// Lets functions open connections to the outside: needs `slirp4netns`
+    #[arg(value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    outbound_network: bool = "ROUSE_OUTBOUND_NETWORK",
+    /// Seconds that a cold start may take until the runtime asks for work
+    #[arg(value_name = "SECONDS")]
+    init_timeout_s: u64 = "ROUSE_INIT_TIMEOUT_S",
+    /// Seconds that init may take when a snapshot is built
+    #[arg(value_name = "SECONDS")]
+    snapshot_init_timeout_s: u64 = "ROUSE_SNAPSHOT_INIT_TIMEOUT_S",
+    /// Seconds from the start of a restored instance until it asks for work
+    #[arg(value_name = "SECONDS")]
+    restore_timeout_s: u64 = "ROUSE_RESTORE_TIMEOUT_S",
+    /// Seconds that running invocations get to end at shutdown
+    #[arg(value_name = "SECONDS")]
+    drain_timeout_s: u64 = "ROUSE_DRAIN_TIMEOUT_S",
+    /// Processes and threads of one instance
+    #[arg(value_name = "N")]
+    pids: u32 = "ROUSE_PIDS",
+    /// Bytes of the largest package, zipped
+    #[arg(value_name = "BYTES")]
+    max_zip_bytes: u64 = "ROUSE_MAX_ZIP_BYTES",
+    /// Bytes of the largest package, unzipped
+    #[arg(value_name = "BYTES")]
+    max_unzipped_bytes: u64 = "ROUSE_MAX_UNZIPPED_BYTES",
+    /// Files and directories in a package
+    #[arg(value_name = "N")]
+    max_entries: usize = "ROUSE_MAX_ENTRIES",
+    /// Seconds before each retry of a failed asynchronous invocation
+    #[arg(value_name = "SECONDS,...", value_delimiter = ',')]
+    async_retry_s: Vec<u64> = "ROUSE_ASYNC_RETRY_S",
+    /// Seconds after which an undelivered asynchronous invocation is given up
+    #[arg(value_name = "SECONDS")]
+    async_max_age_s: u64 = "ROUSE_ASYNC_MAX_AGE_S",
+    /// Bytes at which a function's log file is rotated
+    #[arg(value_name = "BYTES")]
+    log_file_bytes: u64 = "ROUSE_LOG_FILE_BYTES",
+    /// Bytes a second that one function may log on average
+    #[arg(value_name = "BYTES")]
+    log_rate_bytes: u64 = "ROUSE_LOG_RATE_BYTES",
+    /// Region in ARNs and in the functions' environment
+    region: String = "ROUSE_REGION",
+    /// Account in ARNs, 12 digits
+    account: String = "ROUSE_ACCOUNT",
+    /// Directory that sandboxes see as `/`, read-only
+    #[arg(value_name = "DIR")]
+    root: PathBuf = "ROUSE_ROOT",
+    /// Directories that sandboxes see empty, besides a built-in list
+    #[arg(value_name = "DIR,...", value_delimiter = ',')]
+    hidden: Vec<PathBuf> = "ROUSE_HIDDEN",
+    /// Name of the node's cgroup; made from the state directory when empty
+    #[arg(value_name = "NAME")]
+    cgroup: String = "ROUSE_CGROUP",
+    /// First host uid and gid of the range given to sandboxes
+    #[arg(value_name = "ID")]
+    uid_base: u32 = "ROUSE_UID_BASE",
+    /// Form of the node's own log: `text` or `json`
+    #[arg(value_name = "FORMAT")]
+    log_format: LogFormat = "ROUSE_LOG_FORMAT",
+    /// What the node logs: `error`, `warn`, `info`, `debug`, `trace`, or directives such as `rouse_node=debug,info`
+    #[arg(value_name = "LEVEL")]
+    log_level: String = "ROUSE_LOG_LEVEL",
+}

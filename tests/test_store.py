@@ -1,0 +1,61 @@
+"""The snapshot store as an operator sees it: rouse gc and rouse fsck."""
+
+import json
+import shutil
+import subprocess
+
+from harness.node import ROUSE
+
+FUNCTION = """
+DATA = [str(n) * 50 for n in range(20000)]
+def handler(event, context): return len(DATA)
+"""
+
+
+def command(node, name):
+    """Exit code and JSON of a command on a node's state directory."""
+    done = subprocess.run([ROUSE, name, "--state-dir", node.state, "--json"], capture_output=True, text=True)
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+def packs(node):
+    return sorted((node.state / "packs").glob("*.pack"))
+
+
+def test_gc_frees_what_nobody_needs(own_node):
+    node = own_node()
+    function = node.deploy({"app.py": FUNCTION}, name="kept").ready()
+    node.deploy({"app.py": FUNCTION + "MORE = [str(n) * 60 for n in range(30000)]\n"}, name="lost").ready()
+    # While the node runs there is nothing to free, and nothing breaks.
+    code, report = command(node, "gc")
+    assert (code, report["freedBytes"]) == (0, 0), report
+    node.stop()
+    held = sum(path.stat().st_size for path in packs(node))
+    shutil.rmtree(node.state / "snapshots" / "lost")
+    code, report = command(node, "gc")
+    assert code == 0 and report["freedBytes"] > 0, report
+    assert sum(path.stat().st_size for path in packs(node)) <= held - report["freedBytes"]
+    assert command(node, "gc")[1]["freedBytes"] == 0
+    assert command(node, "fsck")[0] == 0
+    node.start()
+    assert function.ready().call({}, "restore") == 20000
+
+
+def test_fsck_names_what_is_damaged(own_node):
+    node = own_node()
+    node.deploy({"app.py": FUNCTION}, name="whole").ready()
+    code, report = command(node, "fsck")
+    assert code == 0 and report["affected"] == [], report
+    node.stop()
+    assert len(packs(node)) == 1, list((node.state / "snapshots").rglob("*"))
+    [pack] = packs(node)
+    with open(pack, "r+b") as file:
+        # In the middle of the chunks.
+        file.seek(pack.stat().st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+    code, report = command(node, "fsck")
+    assert code != 0 and len(report["affected"]) == 1 and "whole" in report["affected"][0], report
+    assert report["damages"], report

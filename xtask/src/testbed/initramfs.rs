@@ -1,0 +1,350 @@
+//! The initramfs: busybox, the modules that lead to this machine's files, the scripts, and the commands.
+//!
+//! It is made anew for each run, in memory: what changes from run to run goes the same way as what does not, and no file
+//! is left behind or out of date. It is not compressed, as the emulated machine would be slower at that than this one.
+
+use std::collections::HashMap;
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::fs::MemfdFlags;
+
+use super::kernel::{self, Kernel, file};
+use super::options::Cgroups;
+use super::{Options, TestbedError};
+
+const BUSYBOX: &str = "/bin/busybox";
+/// With those that they need, as far as they are not part of the kernel.
+const MODULES: &[&str] = &[
+    "virtio_pci",
+    "virtio_console",
+    "9pnet_virtio",
+    "9p",
+    "overlay",
+];
+/// Variables that commands see as they are here; so are those that begin with ROUSE_.
+const ENVIRONMENT: &[&str] = &[
+    "PATH",
+    "HOME",
+    "LANG",
+    "CARGO_HOME",
+    "CARGO_TARGET_DIR",
+    "RUSTUP_HOME",
+    "RUSTUP_TOOLCHAIN",
+    "RUST_BACKTRACE",
+    "RUST_LOG",
+];
+
+/// What an initramfs is made of.
+pub struct Contents<'a> {
+    /// Where its modules are from.
+    pub kernel: &'a Kernel,
+    /// The directory in which the commands run.
+    pub root: &'a Path,
+    /// What to make ready before.
+    pub options: &'a Options,
+    /// Programs with their arguments.
+    pub commands: &'a [Vec<OsString>],
+}
+
+/// A memfd with the archive; programs that are started inherit it.
+pub fn build(contents: &Contents<'_>) -> Result<File, TestbedError> {
+    let mut archive = Archive::default();
+    for directory in ["bin", "modules", "testbed", "testbed/commands"] {
+        archive.directory(directory);
+    }
+    archive.file("init", 0o755, include_bytes!("init.sh"));
+    let busybox = fs::read(BUSYBOX).map_err(file(Path::new(BUSYBOX)))?;
+    archive.file("bin/busybox", 0o755, &busybox);
+    let mut order = String::new();
+    for path in modules(contents.kernel)? {
+        let (name, bytes) = plain_module(&path)?;
+        archive.file(&format!("modules/{name}"), 0o644, &bytes);
+        order += &format!("{name}\n");
+    }
+    archive.file("modules/order", 0o644, order.as_bytes());
+    archive.file("testbed/stage2.sh", 0o644, include_bytes!("stage2.sh"));
+    archive.file("testbed/settings", 0o644, &settings(contents));
+    for (number, command) in contents.commands.iter().enumerate() {
+        archive.file(
+            &format!("testbed/commands/{number:04}"),
+            0o644,
+            &script(contents, command),
+        );
+    }
+    // Not closed on exec: QEMU reads it as /proc/self/fd/N.
+    rustix::fs::memfd_create("testbed-initramfs", MemfdFlags::empty())
+        .map_err(io::Error::from)
+        .map(File::from)
+        .and_then(|mut memory| memory.write_all(&archive.finish()).map(|()| memory))
+        .map_err(TestbedError::Wire)
+}
+
+/// The files of `MODULES` and of all that they need, in an order in which they can be loaded.
+fn modules(kernel: &Kernel) -> Result<Vec<PathBuf>, TestbedError> {
+    let list = kernel.modules.join("modules.dep");
+    let text = fs::read_to_string(&list).map_err(file(&list))?;
+    Ok(load_order(&text, MODULES)
+        .into_iter()
+        .map(|path| kernel.modules.join(path))
+        .collect())
+}
+
+/// `list` is depmod's: a line for each module, with all that it needs, the directly needed first. A module that is not
+/// in it is part of the kernel (or, if it is not, the boot says so).
+fn load_order<'a>(list: &'a str, wanted: &[&str]) -> Vec<&'a str> {
+    let needs: HashMap<&str, (&str, &str)> = list
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .map(|(path, needs)| (module_name(path), (path, needs)))
+        .collect();
+    let mut order = Vec::new();
+    for (path, needs) in wanted.iter().filter_map(|name| needs.get(name)) {
+        for path in needs.split_whitespace().rev().chain([*path]) {
+            if !order.contains(&path) {
+                order.push(path);
+            }
+        }
+    }
+    order
+}
+
+/// `9p` for `kernel/fs/9p/9p.ko.xz`.
+fn module_name(path: &str) -> &str {
+    let file = path.rsplit('/').next().unwrap_or(path);
+    file.split(".ko").next().unwrap_or(file)
+}
+
+/// A module's name in the initramfs and its bytes, uncompressed.
+fn plain_module(path: &Path) -> Result<(String, Vec<u8>), TestbedError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let Some(plain) = name.strip_suffix(".xz") else {
+        return Ok((name.to_string(), fs::read(path).map_err(file(path))?));
+    };
+    let bytes = kernel::output("xz", Command::new("xz").args(["-dc", "--"]).arg(path))?;
+    Ok((plain.to_owned(), bytes))
+}
+
+/// What stage2.sh must know, as assignments of the shell.
+fn settings(contents: &Contents<'_>) -> Vec<u8> {
+    let Contents {
+        kernel,
+        root,
+        options,
+        ..
+    } = contents;
+    let hardware: Vec<&str> = [
+        ("numa", options.numa),
+        ("dax", options.dax),
+        ("rdma", options.rdma),
+        ("share", options.share.is_some()),
+    ]
+    .into_iter()
+    .filter_map(|(name, present)| present.then_some(name))
+    .collect();
+    // These get a file system of their own, so that what is below must be made visible again.
+    let hidden = |path: &&PathBuf| {
+        ["/tmp", "/run", "/dev/shm"]
+            .iter()
+            .any(|dir| path.starts_with(dir))
+    };
+    let target = env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+    let target = target.filter(|path| path.is_absolute());
+    let keep: Vec<PathBuf> = [root.to_path_buf(), kernel.modules.clone()]
+        .into_iter()
+        .chain(target)
+        .collect();
+    let keep: Vec<&OsStr> = keep
+        .iter()
+        .filter(hidden)
+        .map(|path| path.as_os_str())
+        .collect();
+    let cgroups = match options.cgroups {
+        Cgroups::V2 => "v2",
+        Cgroups::Hybrid => "hybrid",
+    };
+    let mut text = Vec::new();
+    for (name, value) in [
+        ("HARDWARE", hardware.join(" ").into()),
+        ("KEEP", keep.join(OsStr::new("\n"))),
+        ("MODULES", kernel.modules.clone().into()),
+        ("CGROUPS", OsString::from(cgroups)),
+    ] {
+        text.extend_from_slice(name.as_bytes());
+        text.push(b'=');
+        text.extend(quoted(&value));
+        text.push(b'\n');
+    }
+    text
+}
+
+/// A shell script that becomes the command, with the environment that it expects.
+fn script(contents: &Contents<'_>, command: &[OsString]) -> Vec<u8> {
+    let mut text = Vec::new();
+    let mut export = |name: &OsStr, value: &OsStr| {
+        text.extend_from_slice(b"export ");
+        text.extend_from_slice(name.as_bytes());
+        text.push(b'=');
+        text.extend(quoted(value));
+        text.push(b'\n');
+    };
+    for (name, value) in env::vars_os() {
+        let ours = name.as_bytes().starts_with(b"ROUSE_") && is_variable(&name);
+        if ours || ENVIRONMENT.iter().any(|wanted| name == *wanted) {
+            export(&name, &value);
+        }
+    }
+    // Tests that need the test bed, or what it may have, see it by these.
+    export(OsStr::new("ROUSE_TESTBED"), OsStr::new("1"));
+    if contents.options.numa {
+        export(OsStr::new("ROUSE_TESTBED_FAR_NODE"), OsStr::new("1"));
+    }
+    if contents.options.dax {
+        export(OsStr::new("ROUSE_TESTBED_DAX"), OsStr::new("/mnt/dax"));
+    }
+    if contents.options.rdma {
+        export(OsStr::new("ROUSE_TESTBED_RDMA"), OsStr::new("rxe0"));
+    }
+    text.extend_from_slice(b"cd ");
+    text.extend(quoted(contents.root.as_os_str()));
+    text.extend_from_slice(b" || exit 125\nexec");
+    for word in command {
+        text.push(b' ');
+        text.extend(quoted(word));
+    }
+    text.push(b'\n');
+    text
+}
+
+fn is_variable(name: &OsStr) -> bool {
+    name.as_bytes()
+        .iter()
+        .all(|byte| byte.is_ascii_alphanumeric() || *byte == b'_')
+}
+
+/// One word of the shell, whatever is in it.
+fn quoted(word: &OsStr) -> Vec<u8> {
+    let mut text = vec![b'\''];
+    for byte in word.as_bytes() {
+        match byte {
+            b'\'' => text.extend_from_slice(b"'\\''"),
+            _ => text.push(*byte),
+        }
+    }
+    text.push(b'\'');
+    text
+}
+
+/// A cpio archive in the form that the kernel reads ("newc").
+#[derive(Default)]
+struct Archive {
+    bytes: Vec<u8>,
+    entries: u32,
+}
+
+impl Archive {
+    fn directory(&mut self, name: &str) {
+        self.entry(name, 0o040_755, &[]);
+    }
+
+    fn file(&mut self, name: &str, mode: u32, contents: &[u8]) {
+        self.entry(name, 0o100_000 | mode, contents);
+    }
+
+    fn entry(&mut self, name: &str, mode: u32, contents: &[u8]) {
+        self.entries += 1;
+        let fields = [
+            self.entries, // inode: different ones, else they are hard links
+            mode,
+            0, // owner
+            0, // group
+            1, // links
+            0, // time
+            u32::try_from(contents.len()).expect("no part of the initramfs has 4 GiB"),
+            0,
+            0, // device
+            0,
+            0, // device that a node stands for
+            u32::try_from(name.len() + 1).expect("names are short"),
+            0, // no checksum in this form
+        ];
+        self.bytes.extend_from_slice(b"070701");
+        for field in fields {
+            self.bytes
+                .extend_from_slice(format!("{field:08x}").as_bytes());
+        }
+        self.bytes.extend_from_slice(name.as_bytes());
+        self.bytes.push(0);
+        self.pad();
+        self.bytes.extend_from_slice(contents);
+        self.pad();
+    }
+
+    fn pad(&mut self) {
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        self.entry("TRAILER!!!", 0, &[]);
+        self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
+    use super::*;
+
+    #[test]
+    fn modules_come_after_those_that_they_need() {
+        let list = "kernel/net/9p/9pnet.ko.xz:\n\
+                    kernel/net/9p/9pnet_virtio.ko.xz: kernel/net/9p/9pnet.ko.xz\n\
+                    kernel/fs/9p/9p.ko: kernel/fs/netfs/netfs.ko kernel/net/9p/9pnet.ko.xz\n";
+        assert_eq!(
+            load_order(list, &["virtio_pci", "9pnet_virtio", "9p"]),
+            [
+                "kernel/net/9p/9pnet.ko.xz",
+                "kernel/net/9p/9pnet_virtio.ko.xz",
+                "kernel/fs/netfs/netfs.ko",
+                "kernel/fs/9p/9p.ko"
+            ]
+        );
+    }
+
+    #[test]
+    fn the_shell_reads_words_as_they_were() {
+        let word = OsString::from_vec(b"a 'b' \"$c\" \\ `d`\n\xff;".to_vec());
+        let mut script = b"printf %s ".to_vec();
+        script.extend(quoted(&word));
+        let output = Command::new("sh")
+            .arg("-c")
+            .arg(OsString::from_vec(script))
+            .output()
+            .expect("there is a shell");
+        assert_eq!(output.stdout, word.as_bytes());
+    }
+
+    #[test]
+    fn the_archive_has_the_form_that_the_kernel_reads() {
+        let mut archive = Archive::default();
+        archive.file("a/odd", 0o755, b"12345");
+        let bytes = archive.finish();
+        let header = "070701\
+                      00000001000081ed000000000000000000000001000000000000000500000000\
+                      0000000000000000000000000000000600000000";
+        let text = String::from_utf8(bytes).expect("these contents are text");
+        assert_eq!(header.len(), 110);
+        assert_eq!(&text[..110], header);
+        // Name and contents begin at multiples of four, counted from the beginning.
+        assert_eq!(&text[110..124], "a/odd\0\x312345\0\0\0");
+        assert_eq!(&text[124..130], "070701");
+        assert!(text.ends_with("TRAILER!!!\0\0\0\0"));
+        assert_eq!(text.len() % 4, 0);
+    }
+}
