@@ -3,6 +3,7 @@
 pub mod api_socket;
 pub mod clone;
 pub mod loopback;
+pub mod luggage;
 pub mod mount;
 pub mod namespace;
 pub mod notification;

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use super::populate::{Inhabitants, populate};
+use super::populate::{Inhabitants, Porter};
 use super::protocol::{Event, Extra};
 use super::slots::{Slot, Slots};
 use super::{BlankMain, outbound, tell};
@@ -23,7 +23,7 @@ use crate::cgroup::Cgroups;
 use crate::config::{Limits, Network, SandboxKind};
 use crate::home::{self, Home};
 use crate::kernel::api_socket::ApiSockets;
-use crate::kernel::clone::{BorrowerStack, CloneRequest, Side, clone3};
+use crate::kernel::clone::{CloneRequest, Side, clone3};
 use crate::kernel::socket;
 use crate::sandbox::Process;
 use crate::{blank, init};
@@ -99,7 +99,7 @@ pub struct Nursery {
     next_id: u64,
     slots: Slots,
     entries: BTreeMap<u64, Entry>,
-    stack: BorrowerStack,
+    porter: Porter,
 }
 
 impl Nursery {
@@ -110,6 +110,7 @@ impl Nursery {
         host_mounts: OwnedFd,
         uid_base: u32,
         blank_main: BlankMain,
+        porter: Porter,
     ) -> Nursery {
         Nursery {
             socket,
@@ -120,7 +121,7 @@ impl Nursery {
             next_id: 1,
             slots: Slots::default(),
             entries: BTreeMap::new(),
-            stack: BorrowerStack::new(),
+            porter,
         }
     }
 
@@ -241,12 +242,11 @@ impl Nursery {
             return Ok(());
         };
         let mut made = Inhabitants::default();
-        let outcome = populate(
+        let outcome = self.porter.populate(
             &entry.slot,
             &entry.limits,
             entry.kind,
             self.blank_main,
-            &mut self.stack,
             &mut made,
         );
         entry

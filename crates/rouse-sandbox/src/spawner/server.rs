@@ -10,6 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal};
 
 use super::nursery::Nursery;
+use super::populate::Porter;
 use super::protocol::{Event, Request};
 use super::{BlankMain, tell};
 use crate::cgroup::Cgroups;
@@ -37,7 +38,10 @@ pub fn run(
     let Ok(socket) = process::keep_one_descriptor(socket) else {
         return 1;
     };
-    let setup = match set_up(&config, node) {
+    // First of all: its descriptors are to have low numbers.
+    let porter = Porter::new().map_err(|error| format!("cannot reserve descriptors: {error}"));
+    let setup = porter.and_then(|porter| Ok((set_up(&config, node)?, porter)));
+    let (setup, porter) = match setup {
         Ok(setup) => setup,
         Err(reason) => {
             tell(&socket, &Event::NotStarted { reason }, &[]);
@@ -55,7 +59,14 @@ pub fn run(
     tell(&socket, &Event::Started { warnings }, &descriptors);
     // The node's copy is the only one: when the node is gone, no call waits for it.
     drop(memory_calls);
-    let mut nursery = Nursery::new(socket, cgroups, host_mounts, config.uid_base, blank_main);
+    let mut nursery = Nursery::new(
+        socket,
+        cgroups,
+        host_mounts,
+        config.uid_base,
+        blank_main,
+        porter,
+    );
     serve(&mut nursery, &signals, template_main);
     nursery.end();
     0
