@@ -145,8 +145,9 @@ unsafe fn make_processes(
         sibling: true,
         ..CloneRequest::default()
     };
-    // SAFETY: the porter alone uses its memory; the child owns what it takes, for the porter does not.
+    // SAFETY: the porter alone uses its memory.
     let init = match unsafe { clone3(&request) }.map_err(explain("make the init process"))? {
+        // SAFETY: in the child's table nobody owns the number; what the porter took along had no owner.
         Side::Child => init::run(unsafe { luggage::take(their_status) }, limits),
         Side::Parent(init) => init,
     };
@@ -165,6 +166,7 @@ unsafe fn make_processes(
     };
     // SAFETY: as above.
     match unsafe { clone3(&request) }.map_err(explain("make the blank process"))? {
+        // SAFETY: as above.
         Side::Child => blank::run(unsafe { luggage::take(their_control) }, blank_main),
         Side::Parent(blank) => made.blank = Some(blank.pid),
     }
