@@ -13,6 +13,7 @@ mod extract;
 mod invoke;
 mod own;
 mod routes;
+mod serving;
 
 use std::future::Future;
 use std::io;

@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use rouse_node::Node;
 
-use crate::{control, errors, invoke, own};
+use crate::{control, errors, invoke, own, serving};
 
 /// Carries the id of the request in every answer.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
@@ -58,6 +58,12 @@ pub fn router(node: Arc<Node>) -> Router {
             get(control::concurrency),
         )
         .route(
+            "/2019-09-30/functions/{function}/provisioned-concurrency",
+            get(serving::get_provisioned)
+                .put(serving::put_provisioned)
+                .delete(serving::delete_provisioned),
+        )
+        .route(
             "/2020-06-30/functions/{function}/code-signing-config",
             get(control::code_signing),
         )
@@ -66,6 +72,7 @@ pub fn router(node: Arc<Node>) -> Router {
         .route("/rouse/v1/functions/{function}", get(own::describe))
         .route("/rouse/v1/functions/{function}/logs", get(own::logs))
         .route("/rouse/v1/functions/{function}/memory", get(own::memory))
+        .route("/rouse/v1/functions/{function}/serving", put(serving::set))
         .route(
             "/rouse/v1/functions/{function}/snapshots",
             get(own::snapshots),

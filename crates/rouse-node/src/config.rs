@@ -1,11 +1,11 @@
 //! What an operator can set on a node. The `rouse` command reads files and flags; this is the result.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::function::snapshot_point::PointPolicy;
+use crate::serving::policy::Isolation;
 
 /// Settings of a node. Every key has a default but the state directory's, which is `/var/lib/rouse`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,8 +27,12 @@ pub struct NodeConfig {
     pub max_async_concurrency: usize,
     /// How a function with a ready snapshot is started when the request does not say.
     pub boot: BootPolicy,
-    /// Seconds that an idle instance of a function without snapshot is kept.
+    /// Whether functions that do not say so use instances again that have answered.
+    pub isolation: Isolation,
+    /// Seconds that an idle instance is kept, where instances are used again.
     pub keep_alive_s: u64,
+    /// Whether that follows from each function's own pauses instead.
+    pub keep_alive_histogram: bool,
     /// Idle instances kept for one function.
     pub max_idle: usize,
     /// Instances that wait, parked, for the requests of each function that has all its pages in memory, at least.
@@ -86,7 +90,9 @@ impl Default for NodeConfig {
             max_concurrency: 256,
             max_async_concurrency: 32,
             boot: BootPolicy::Fresh,
+            isolation: Isolation::Auto,
             keep_alive_s: 60,
+            keep_alive_histogram: false,
             max_idle: 16,
             parked_min: 0,
             parked_max: 0,
@@ -227,10 +233,6 @@ impl NodeConfig {
             Some((name, _)) => Err(ConfigError::Zero(name)),
             None => Ok(()),
         }
-    }
-
-    pub(crate) fn keep_alive(&self) -> Duration {
-        Duration::from_secs(self.keep_alive_s)
     }
 }
 

@@ -22,6 +22,7 @@ use crate::function::validate;
 use crate::node::Node;
 use crate::package::{CodePin, PackageError, UnpackError};
 use crate::refusal::{Refusal, chain};
+use crate::serving::policy::ServingPolicy;
 use crate::store::StoreError;
 
 /// One page of a listing.
@@ -63,6 +64,10 @@ impl Node {
             state: State::Busy,
             last_update: State::Done,
             next_version: 1,
+            serving: patched(
+                &ServingPolicy::default(),
+                request.settings.rouse_serving.as_ref(),
+            )?,
         };
         let _changes = self.changes.lock().await;
         self.check_free(&target.name)?;
@@ -117,6 +122,7 @@ impl Node {
         let pin = self.packages.pin(&old.code.sha256_hex);
         let record = FunctionRecord {
             settings,
+            serving: patched(&old.serving, request.settings.rouse_serving.as_ref())?,
             ..changed(&old)
         };
         self.change(&function, record, pin, false).await
@@ -445,6 +451,17 @@ fn changed(old: &FunctionRecord) -> FunctionRecord {
     }
 }
 
+/// A policy with what a request says about it.
+fn patched(
+    policy: &ServingPolicy,
+    patch: Option<&serde_json::Value>,
+) -> Result<ServingPolicy, Refusal> {
+    match patch {
+        Some(patch) => policy.patched(patch),
+        None => Ok(policy.clone()),
+    }
+}
+
 /// `latest` frozen as its next version, and `latest` with the number after it.
 fn published(latest: &FunctionRecord) -> (FunctionRecord, FunctionRecord) {
     let version = FunctionRecord {
@@ -454,6 +471,11 @@ fn published(latest: &FunctionRecord) -> (FunctionRecord, FunctionRecord) {
         state: State::Busy,
         last_update: State::Done,
         next_version: 0,
+        serving: ServingPolicy {
+            // Belongs to the version that it was given.
+            provisioned: None,
+            ..latest.serving.clone()
+        },
         ..latest.clone()
     };
     (

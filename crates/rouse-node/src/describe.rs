@@ -15,6 +15,7 @@ use crate::function::arn::{FunctionRef, LATEST};
 use crate::function::record::{FunctionRecord, SnapshotPoint};
 use crate::node::Node;
 use crate::refusal::Refusal;
+use crate::serving::control::ServingDescription;
 use crate::time::rfc3339_ms;
 use crate::versions::describe::VersionsDescription;
 
@@ -30,6 +31,8 @@ pub struct Description {
     pub snapshots: VersionsDescription,
     /// Invocations by the path they took.
     pub boots: BTreeMap<&'static str, u64>,
+    /// How it is served.
+    pub serving: ServingDescription,
     /// Instances that exist now.
     pub instances: Instances,
     /// Invocations since the node started.
@@ -210,6 +213,7 @@ impl Node {
         ];
         Ok(Description {
             record: function.record(),
+            serving: self.describe_serving(&function),
             snapshot,
             snapshots: self.describe_versions(&function, revision.as_ref()),
             boots: paths
@@ -217,10 +221,7 @@ impl Node {
                 .map(|path| (path.name(), counters.boots(path)))
                 .collect(),
             instances: Instances {
-                busy: counters
-                    .instances
-                    .load(Ordering::Relaxed)
-                    .saturating_sub(idle),
+                busy: function.busy_count(),
                 idle,
                 parked: revision
                     .as_ref()

@@ -14,6 +14,7 @@
 //! | [`templates`] | started interpreters that functions are made of |
 //! | [`versions`] | when snapshots are taken, which one is used, which are kept |
 //! | [`residency`] | which functions' memory is in DRAM |
+//! | [`serving`] | what may be decided about the serving of each function |
 //! | [`events`] | asynchronous invocations |
 //! | [`runtime_api`] | the API that runtimes call |
 //! | [`logs`] | what functions print |
@@ -33,6 +34,7 @@ pub mod package;
 pub mod refusal;
 pub mod residency;
 pub mod runtime_api;
+pub mod serving;
 pub mod store;
 pub mod templates;
 pub mod time;
@@ -45,3 +47,4 @@ pub use function::snapshot_point::{PointPolicy, SnapshotPointSettings};
 pub use node::{Node, NodeError};
 pub use refusal::Refusal;
 pub use rouse_process::instance::{BootPath, MemoryUse, Stage};
+pub use serving::policy::{Isolation, KeepAlive, ServingPolicy};

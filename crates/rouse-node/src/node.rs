@@ -18,7 +18,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex, Semaphore, mpsc};
 
@@ -36,6 +36,8 @@ use crate::logs::files::LogFiles;
 use crate::package::{CodePin, PackageStore, UnpackLimits};
 use crate::refusal::Refusal;
 use crate::residency::{self, ResidencyPolicy};
+use crate::serving::keep_alive::Windows;
+use crate::serving::policy::KeepAlive;
 use crate::store::{Store, StoreError};
 use crate::templates::{FOLDER, Templates};
 use crate::versions::history::History;
@@ -351,6 +353,21 @@ impl Node {
             .map_err(|error| Refusal::Service(format!("The log could not be read: {error}")))
     }
 
+    /// Ends the instances of a function that have waited for requests long enough.
+    fn end_idle_of(&self, function: &Function) {
+        let serving = self.serving(function);
+        let keep_alive = match serving.keep_alive {
+            KeepAlive::Fixed(seconds) => Duration::from_secs(seconds),
+            // Where the next request is far, one is made again before it.
+            KeepAlive::Histogram => match function.with_idle_times(|times| times.windows()) {
+                Windows { prewarm, .. } if !prewarm.is_zero() => Duration::ZERO,
+                Windows { keep, .. } => keep,
+            },
+        };
+        let least = self.ready_wanted(function, &serving, Instant::now());
+        function.end_idle(keep_alive, least);
+    }
+
     /// Ends the instances that nobody uses. For the end of a graceful shutdown.
     pub fn end_instances(&self) {
         for function in self.all() {
@@ -421,7 +438,7 @@ async fn end_idle(node: Weak<Node>) {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let Some(node) = node.upgrade() else { return };
         for function in node.all() {
-            function.end_idle(node.config.keep_alive());
+            node.end_idle_of(&function);
         }
     }
 }

@@ -18,6 +18,9 @@ pub enum Refusal {
     /// 400: the body is not what it should be.
     #[error("{0}")]
     InvalidRequestContent(String),
+    /// 404.
+    #[error("No Provisioned Concurrency Config found for this function")]
+    ProvisionedConcurrencyConfigNotFound,
     /// 412: the revision is another one.
     #[error(
         "The Revision Id provided does not match the latest Revision Id. Call the GetFunction/GetAlias API to retrieve the latest Revision Id"
@@ -45,6 +48,9 @@ impl Refusal {
     pub fn error_type(&self) -> &'static str {
         match self {
             Refusal::ResourceNotFound(_) => "ResourceNotFoundException",
+            Refusal::ProvisionedConcurrencyConfigNotFound => {
+                "ProvisionedConcurrencyConfigNotFoundException"
+            }
             Refusal::ResourceConflict(_) => "ResourceConflictException",
             Refusal::InvalidParameterValue(_) => "InvalidParameterValueException",
             Refusal::Validation(_) => "ValidationException",
@@ -61,7 +67,7 @@ impl Refusal {
     /// HTTP status.
     pub fn status(&self) -> u16 {
         match self {
-            Refusal::ResourceNotFound(_) => 404,
+            Refusal::ResourceNotFound(_) | Refusal::ProvisionedConcurrencyConfigNotFound => 404,
             Refusal::ResourceConflict(_) | Refusal::SnapStartNotReady(_) => 409,
             Refusal::InvalidParameterValue(_)
             | Refusal::Validation(_)

@@ -48,6 +48,7 @@ fn record(name: &str) -> FunctionRecord {
         state: State::Done,
         last_update: State::Done,
         next_version: 1,
+        serving: rouse_node::ServingPolicy::default(),
     }
 }
 

@@ -33,6 +33,7 @@ enum Command {
     // Boxed: its settings are many.
     Serve(Box<commands::serve::ServeArgs>),
     Deploy(commands::deploy::DeployArgs),
+    Configure(commands::configure::ConfigureArgs),
     Invoke(commands::invoke::InvokeArgs),
     List(commands::list::ListArgs),
     Describe(commands::describe::DescribeArgs),
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
         Command::Quickstart(args) => quickstart::run(args),
         Command::Serve(args) => commands::serve::run(*args),
         Command::Deploy(args) => commands::deploy::run(&args),
+        Command::Configure(args) => commands::configure::run(&args),
         Command::Invoke(args) => commands::invoke::run(&args),
         Command::List(args) => commands::list::run(&args),
         Command::Describe(args) => commands::describe::run(&args),

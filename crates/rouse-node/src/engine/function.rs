@@ -10,11 +10,13 @@ use rouse_process::working_set::WorkingSetReport;
 
 use super::environment::Launches;
 use super::runner::Runner;
+use super::standby::Standby;
 use crate::boot::LoadedImage;
 use crate::function::record::{FunctionRecord, SnapshotRecord};
 use crate::logs::files::FunctionLog;
 use crate::package::CodePin;
 use crate::residency::heat::Heat;
+use crate::serving::keep_alive::IdleTimes;
 use crate::versions::history::History;
 
 /// Restores, or forks, that may fail in a row before a snapshot's path is given up.
@@ -32,6 +34,10 @@ pub struct Function {
     idle: Mutex<Vec<Idle>>,
     /// How often it is called.
     pub heat: Heat,
+    /// How long it is not.
+    idle_times: Mutex<IdleTimes>,
+    /// What is being made ready for requests to come.
+    pub standby: Standby,
     /// Counters and gauges.
     pub counters: Counters,
     /// Where its output goes.
@@ -182,6 +188,8 @@ impl Function {
             serving: RwLock::new(None),
             idle: Mutex::new(Vec::new()),
             heat: Heat::new(),
+            idle_times: Mutex::default(),
+            standby: Standby::default(),
             counters: Counters::default(),
             log,
         }
@@ -246,15 +254,21 @@ impl Function {
         }
     }
 
-    /// Ends instances that were idle for longer than `keep_alive`, or died.
-    pub fn end_idle(&self, keep_alive: Duration) {
+    /// Ends instances that died, or that were idle for longer than `keep_alive`, but leaves `least`.
+    pub fn end_idle(&self, keep_alive: Duration, least: usize) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let (kept, ended) = idle
-            .drain(..)
-            .partition(|one| one.runner.is_running() && one.since.elapsed() < keep_alive);
+        let (mut kept, mut ended): (Vec<Idle>, Vec<Idle>) =
+            idle.drain(..).partition(|one| one.runner.is_running());
+        // The oldest come first.
+        let surplus = kept.len().saturating_sub(least);
+        let old = kept
+            .iter()
+            .take(surplus)
+            .take_while(|one| one.since.elapsed() >= keep_alive)
+            .count();
+        ended.extend(kept.drain(..old));
         *idle = kept;
         drop(idle);
-        let ended: Vec<Idle> = ended;
         drop(ended);
     }
 
@@ -262,6 +276,28 @@ impl Function {
     pub fn clear_idle(&self) {
         let ended = std::mem::take(&mut *self.idle.lock().unwrap_or_else(PoisonError::into_inner));
         drop(ended);
+    }
+
+    /// Reads or changes what is known of the pauses between its invocations.
+    pub fn with_idle_times<T>(&self, task: impl FnOnce(&mut IdleTimes) -> T) -> T {
+        task(
+            &mut self
+                .idle_times
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
+    }
+
+    /// An invocation runs until what this returns is dropped.
+    pub fn activity(self: &Arc<Self>) -> Activity {
+        self.with_idle_times(|times| times.begin(Instant::now()));
+        Activity(Arc::clone(self))
+    }
+
+    /// Instances that start, answer or end now.
+    pub fn busy_count(&self) -> usize {
+        let all = self.counters.instances.load(Ordering::Relaxed);
+        all.saturating_sub(self.idle_count())
     }
 
     /// Idle instances now.
@@ -276,6 +312,15 @@ impl Function {
     pub fn retire(&self) {
         *self.serving.write().unwrap_or_else(PoisonError::into_inner) = None;
         self.clear_idle();
+    }
+}
+
+/// An invocation that runs.
+pub struct Activity(Arc<Function>);
+
+impl Drop for Activity {
+    fn drop(&mut self) {
+        self.0.with_idle_times(|times| times.end(Instant::now()));
     }
 }
 

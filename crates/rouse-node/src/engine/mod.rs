@@ -11,3 +11,4 @@ pub mod invoke;
 pub mod parking;
 pub mod report;
 pub mod runner;
+pub mod standby;

@@ -10,9 +10,11 @@ use std::time::Duration;
 use rouse_snapshot::model::PAGE_SIZE;
 
 use super::function::{Function, ReadySnapshot, Revision, SnapshotStatus};
-use crate::config::{BootPolicy, NodeConfig};
+use super::standby;
+use crate::config::BootPolicy;
 use crate::node::Node;
 use crate::residency::heat::Reading;
+use crate::serving::policy::Serving;
 
 /// Between two looks at everything.
 const PERIOD: Duration = Duration::from_millis(500);
@@ -23,22 +25,23 @@ const OVERHEAD: u64 = 512 << 10;
 /// Below this share of the host's memory that is available, nothing is parked.
 const LEAST_AVAILABLE: f64 = 1.0 / 16.0;
 
-/// How many instances of a function are to wait, were there memory enough.
-pub fn wanted(config: &NodeConfig, heat: &Reading) -> usize {
-    if config.boot != BootPolicy::Fresh || config.parked_max == 0 {
+/// How many instances of a function are to wait, were there memory enough. `ready` have been asked for, whatever the rate is.
+pub fn wanted(boot: BootPolicy, serving: &Serving, heat: &Reading, ready: usize) -> usize {
+    if boot != BootPolicy::Fresh {
         return 0;
     }
     let expected = match heat.is_called_again {
         true => 1 + (heat.rate * REFILL.as_secs_f64()).ceil() as usize,
         false => 0,
     };
-    expected.clamp(config.parked_min.min(config.parked_max), config.parked_max)
+    let (least, most) = (serving.parked_min as usize, serving.parked_max as usize);
+    expected.clamp(least, most).max(ready)
 }
 
 /// Who asks, for how many, and what one costs in bytes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Wish {
-    /// Calls per second.
+    /// Calls per second; infinite where the function's owner has asked for instances.
     pub rate: f64,
     /// Instances.
     pub wanted: usize,
@@ -67,11 +70,8 @@ pub async fn run(node: Weak<Node>) {
     loop {
         tokio::time::sleep(PERIOD).await;
         let Some(node) = node.upgrade() else { return };
-        // A node that parks nothing looks at nothing.
-        let any = node.config.parked_max > 0;
-        if any || before {
-            step(&node);
-        }
+        // A node that parks nothing does nothing.
+        let any = step(&node, before);
         before = any;
     }
 }
@@ -82,22 +82,39 @@ struct Parking {
     ready: Arc<ReadySnapshot>,
 }
 
-fn step(node: &Arc<Node>) {
+/// Looks at all functions once, and says whether anything is to be parked. With `before` something was.
+fn step(node: &Arc<Node>, before: bool) -> bool {
     let now = std::time::Instant::now();
     let (mut all, mut wishes) = (Vec::new(), Vec::new());
     for function in node.all() {
         let Some(revision) = function.serving() else {
             continue;
         };
+        let serving = node.serving(&function);
+        let ready_wanted = node.ready_wanted(&function, &serving, now);
+        if ready_wanted > 0 {
+            standby::prepare(node, &function, &revision, ready_wanted);
+        }
+        if ready_wanted == 0 && serving.parked_max == 0 && !before {
+            continue;
+        }
         let SnapshotStatus::Ready(ready) = revision.snapshot() else {
             continue;
         };
         let heat = function.heat.read(now);
+        // Idle instances answer as fast.
+        let ready_wanted = match serving.isolation.reuses(true) {
+            true => ready_wanted.saturating_sub(function.idle_count()),
+            false => ready_wanted,
+        };
         let written = node.boot.working_set(&ready.image);
         let pages = written.map_or(0, |report| report.predicted_written);
         wishes.push(Wish {
-            rate: heat.rate,
-            wanted: wanted(&node.config, &heat),
+            rate: match ready_wanted {
+                0 => heat.rate,
+                _ => f64::INFINITY,
+            },
+            wanted: wanted(node.config.boot, &serving, &heat, ready_wanted),
             cost: pages * PAGE_SIZE + OVERHEAD,
         });
         all.push(Parking {
@@ -105,6 +122,10 @@ fn step(node: &Arc<Node>) {
             revision,
             ready,
         });
+    }
+    let any = wishes.iter().any(|wish| wish.wanted > 0);
+    if !any && !before {
+        return false;
     }
     let budget = match is_memory_short() {
         true => 0,
@@ -121,6 +142,7 @@ fn step(node: &Arc<Node>) {
         }
         node.boot.set_parked(&one.ready.image, spec, target);
     }
+    any
 }
 
 /// Is hardly any memory of the host available? What cannot be read is not short.
@@ -154,13 +176,16 @@ impl Node {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::NodeConfig;
+    use crate::serving::policy::ServingPolicy;
 
-    fn config(parked_min: usize, parked_max: usize) -> NodeConfig {
-        NodeConfig {
-            parked_min,
-            parked_max,
-            ..NodeConfig::default()
-        }
+    fn serving(parked_min: u32, parked_max: u32) -> Serving {
+        let policy = ServingPolicy {
+            parked_min: Some(parked_min),
+            parked_max: Some(parked_max),
+            ..ServingPolicy::default()
+        };
+        policy.on(&NodeConfig::default())
     }
 
     fn heat(rate: f64) -> Reading {
@@ -173,18 +198,22 @@ mod tests {
 
     #[test]
     fn the_rate_decides_between_the_bounds() {
-        let bounded = config(1, 5);
-        assert_eq!(wanted(&bounded, &heat(0.0)), 1);
-        assert_eq!(wanted(&bounded, &heat(0.5)), 2);
-        assert_eq!(wanted(&bounded, &heat(50.0)), 4);
-        assert_eq!(wanted(&bounded, &heat(5000.0)), 5);
-        assert_eq!(wanted(&config(0, 5), &heat(0.0)), 0);
-        assert_eq!(wanted(&config(3, 0), &heat(50.0)), 0);
-        let restoring = NodeConfig {
-            boot: BootPolicy::Restore,
-            ..config(1, 5)
-        };
-        assert_eq!(wanted(&restoring, &heat(50.0)), 0);
+        let fresh = |serving, rate, ready| wanted(BootPolicy::Fresh, &serving, &heat(rate), ready);
+        let bounded = serving(1, 5);
+        assert_eq!(fresh(bounded, 0.0, 0), 1);
+        assert_eq!(fresh(bounded, 0.5, 0), 2);
+        assert_eq!(fresh(bounded, 50.0, 0), 4);
+        assert_eq!(fresh(bounded, 5000.0, 0), 5);
+        assert_eq!(fresh(serving(0, 5), 0.0, 0), 0);
+        assert_eq!(fresh(serving(3, 0), 50.0, 0), 0);
+        assert_eq!(wanted(BootPolicy::Restore, &bounded, &heat(50.0), 3), 0);
+    }
+
+    #[test]
+    fn what_was_asked_for_does_not_depend_on_the_rate() {
+        let fresh = |serving, rate, ready| wanted(BootPolicy::Fresh, &serving, &heat(rate), ready);
+        assert_eq!(fresh(serving(0, 0), 0.0, 7), 7);
+        assert_eq!(fresh(serving(0, 5), 5000.0, 2), 5);
     }
 
     #[test]
@@ -197,5 +226,6 @@ mod tests {
         assert_eq!(share(100, &[wish(1.0, 2), wish(2.0, 3)]), [2, 3]);
         assert_eq!(share(45, &[wish(1.0, 2), wish(2.0, 3)]), [1, 3]);
         assert_eq!(share(0, &[wish(1.0, 2)]), [0]);
+        assert_eq!(share(20, &[wish(9.0, 2), wish(f64::INFINITY, 1)]), [1, 1]);
     }
 }

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::function::Revision;
-use crate::boot::{Booted, Live};
+use crate::boot::{Booted, Live, LoadedImage};
 use crate::function::record::SnapshotPoint;
 use crate::logs::capture::Capture;
 use crate::logs::files::FunctionLog;
@@ -31,6 +31,8 @@ pub struct Runner {
     pub revision: Arc<Revision>,
     /// How it came to be.
     pub path: BootPath,
+    /// What it is a copy of.
+    pub image: Option<LoadedImage>,
     /// Its runtime API.
     pub session: Arc<Session>,
     /// Its output.
@@ -418,6 +420,7 @@ impl Parts {
         Ok(Runner {
             revision,
             path: booted.path,
+            image: None,
             session: self.session,
             capture: self.capture,
             exit: booted.exit,

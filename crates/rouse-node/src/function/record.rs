@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::arn::LATEST;
 use super::snapshot_point::SnapshotPointSettings;
+use crate::serving::policy::ServingPolicy;
 
 /// Everything the store knows about one version of a function.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +31,9 @@ pub struct FunctionRecord {
     pub last_update: State,
     /// Number of the next published version (only in `$LATEST`).
     pub next_version: u64,
+    /// How it is served. Not a part of `settings`: nothing has to be built when it changes.
+    #[serde(default, skip_serializing_if = "ServingPolicy::is_empty")]
+    pub serving: ServingPolicy,
 }
 
 /// What can be configured.

@@ -90,6 +90,8 @@ pub struct Settings {
     pub dead_letter_config: Option<serde_json::Value>,
     /// Ours.
     pub rouse_snapshot_point: Option<SnapshotPointSettings>,
+    /// Ours: a JSON merge patch of the serving policy.
+    pub rouse_serving: Option<serde_json::Value>,
 }
 
 /// Environment variables.

@@ -218,7 +218,7 @@ fn gather(node: &Node) -> (Vec<Loaded>, u64) {
         let near_pages = usage.resident_pages.saturating_sub(usage.far_pages);
         held += near_pages;
         let candidate = Candidate {
-            heat: function.heat.read(now),
+            heat: node.heat_of(&function, now),
             is_resident: node.boot.is_resident(&ready.image),
             is_in_use: function.counters.instances.load(Ordering::Relaxed) > function.idle_count()
                 && revision.was_released_within(RELEASE_PAUSE),

@@ -5,6 +5,7 @@
 mod failures;
 mod host;
 mod paths;
+mod serving;
 mod survival;
 
 use std::io::Write;

@@ -55,6 +55,7 @@ impl Stage<'_> {
             timeout: Some(60),
             environment: None,
             snapshot_point: None,
+            serving: None,
         };
         Ok(deploy(
             self.client,

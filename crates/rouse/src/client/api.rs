@@ -280,6 +280,17 @@ impl Client {
         accepted(response).map(drop)
     }
 
+    /// Changes how a function is served, and says how it is, as JSON.
+    pub fn set_serving(&self, name: &str, patch: &Value) -> Result<Value, ApiError> {
+        let operation = "serving";
+        self.json(
+            operation,
+            "PUT",
+            &format!("/rouse/v1/functions/{}/serving", segment(name)),
+            Some(&encode(operation, patch)?),
+        )
+    }
+
     /// Goes back to a version of a function's snapshot.
     pub fn rollback(&self, name: &str, version: Option<u64>) -> Result<Value, ApiError> {
         let operation = "rollback";

@@ -27,6 +27,9 @@ pub struct FunctionSettings {
     /// When its snapshots are taken, as rouse's own API has it.
     #[serde(rename = "RouseSnapshotPoint", skip_serializing_if = "Option::is_none")]
     pub snapshot_point: Option<Value>,
+    /// How it is served, as rouse's own API has it.
+    #[serde(rename = "RouseServing", skip_serializing_if = "Option::is_none")]
+    pub serving: Option<Value>,
 }
 
 /// Lambda's wrapper around environment variables.
@@ -116,10 +119,22 @@ pub struct Description {
     pub configuration: Value,
     /// The function's snapshot.
     pub snapshot: SnapshotView,
+    /// How it is served.
+    pub serving: ServingView,
     /// How many instances were started on each boot path.
     pub boots: BTreeMap<String, u64>,
     /// Instances that exist now: `busy` and `idle`.
     pub instances: BTreeMap<String, u64>,
+}
+
+/// How a function is served.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct ServingView {
+    /// What its owner has decided.
+    pub policy: BTreeMap<String, Value>,
+    /// What holds.
+    pub effective: BTreeMap<String, Value>,
 }
 
 /// The snapshot that a snapshot is a delta of.

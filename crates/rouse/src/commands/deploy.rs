@@ -9,6 +9,7 @@ use rouse_node::PointPolicy;
 use serde_json::Value;
 
 use super::NodeArgs;
+use super::configure::ServingArgs;
 use super::describe::snapshot_lines;
 use super::snapshots::EventsError;
 use crate::client::api::{
@@ -52,6 +53,8 @@ pub struct DeployArgs {
     environment: Vec<(String, String)>,
     #[command(flatten)]
     point: SnapshotPointArgs,
+    #[command(flatten)]
+    serving: ServingArgs,
     #[command(flatten)]
     node: NodeArgs,
 }
@@ -210,6 +213,7 @@ pub fn run(args: &DeployArgs) -> Outcome {
             variables: args.environment.iter().cloned().collect(),
         }),
         snapshot_point: args.point.settings()?,
+        serving: args.serving.patch(),
     };
     if settings.runtime.is_none() || settings.handler.is_none() {
         let guess = package.guess.map_err(DeployError::from)?;

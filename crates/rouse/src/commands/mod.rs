@@ -1,5 +1,6 @@
 //! One module for each command.
 
+pub mod configure;
 pub mod delete;
 pub mod deploy;
 pub mod describe;

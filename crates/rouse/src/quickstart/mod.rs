@@ -93,6 +93,7 @@ fn invoke_all(args: &QuickstartArgs, session: &Session) -> Result<Summary, Faile
             timeout: Some(30),
             environment: None,
             snapshot_point: None,
+            serving: None,
         };
         let deployed = deploy(
             &client,

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use rouse_node::{BootPolicy, PointPolicy};
+use rouse_node::{BootPolicy, Isolation, PointPolicy};
 use serde::Deserialize;
 
 use super::parse_boot_policy;
@@ -63,9 +63,15 @@ settings! {
     /// Idle instances that are kept for one function
     #[arg(value_name = "N")]
     max_idle: usize = "ROUSE_MAX_IDLE",
-    /// Seconds that an idle instance of a function without snapshot is kept
+    /// Whether instances that have answered are used again: `request` (never), `instance` (as in Lambda) or `auto` (only without a snapshot)
+    #[arg(value_name = "WHO")]
+    isolation: Isolation = "ROUSE_ISOLATION",
+    /// Seconds that an idle instance is kept, where instances are used again
     #[arg(value_name = "SECONDS")]
     keep_alive_s: u64 = "ROUSE_KEEP_ALIVE_S",
+    /// Keeps idle instances as long as each function's own pauses suggest, and makes one again before the next request is expected
+    #[arg(value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    keep_alive_histogram: bool = "ROUSE_KEEP_ALIVE_HISTOGRAM",
     /// Instances that are kept parked for each function whose pages are all in memory, at least
     #[arg(value_name = "N")]
     parked_min: usize = "ROUSE_PARKED_MIN",

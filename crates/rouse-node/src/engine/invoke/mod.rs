@@ -109,6 +109,7 @@ impl Node {
             .invocations
             .fetch_add(1, Ordering::Relaxed);
         function.heat.called(received);
+        let _activity = function.activity();
         let event = self.event(target, &revision, payload, options);
         let request = Request {
             function: &function,
@@ -235,6 +236,22 @@ impl Node {
                     .await
             }
         };
+        let serving = self.serving(request.function);
+        let keep = serving.isolation.reuses(snapshot.is_some());
+        if keep {
+            match self.on_idle(request).await {
+                Ok(outcome) => return Ok(outcome),
+                Err(Problem::Damaged(problem)) => {
+                    if let Some(snapshot) = &snapshot {
+                        let (function, revision) = (request.function, &request.revision);
+                        self.condemn(function, revision, snapshot, problem.clone());
+                    }
+                    return Err(damaged(&problem));
+                }
+                // None was there, or none that still works.
+                Err(Problem::Stale | Problem::Boot(_)) => {}
+            }
+        }
         if let Some(snapshot) = snapshot {
             let fork = self.config.boot == BootPolicy::Fresh
                 && request.revision.fork_problem().is_none()
@@ -251,7 +268,7 @@ impl Node {
             ];
             for (_, path) in paths.iter().filter(|(is_possible, _)| *is_possible) {
                 let image = Some((snapshot.image.clone(), snapshot.record.point));
-                match self.on_path(request, *path, image, false).await {
+                match self.on_path(request, *path, image, keep).await {
                     Ok(outcome) => return Ok(outcome),
                     Err(Problem::Boot(reason)) => {
                         tracing::warn!(
@@ -288,8 +305,12 @@ impl Node {
                 }
             }
         }
-        // Without a snapshot, or without a working one: use an idle instance, else start from nothing.
-        match self.on_path(request, BootPath::Warm, None, true).await {
+        // Without a snapshot, or without a working one: use an idle instance where that is allowed, else start from nothing.
+        let (path, keep) = match serving.isolation.reuses(false) {
+            true => (BootPath::Warm, true),
+            false => (BootPath::Cold, false),
+        };
+        match self.on_path(request, path, None, keep).await {
             Ok(outcome) => Ok(outcome),
             Err(Problem::Boot(reason)) => Err(Refusal::ResourceNotReady(format!(
                 "The function could not be started: {reason}"

@@ -23,8 +23,6 @@ struct Running {
     start_limit: Duration,
     keep: bool,
     launched: Instant,
-    /// What it is a copy of.
-    image: Option<LoadedImage>,
 }
 
 impl Node {
@@ -37,26 +35,37 @@ impl Node {
         keep: bool,
     ) -> Result<InvokeOutcome, Problem> {
         if path == BootPath::Warm {
-            while let Some(runner) = request.function.take_idle(&request.revision) {
-                let running = self.reuse(request, runner);
-                match self.run(request, running).await {
-                    Err(Problem::Stale) => {}
-                    other => return other,
-                }
+            match self.on_idle(request).await {
+                Err(Problem::Stale) => {}
+                other => return other,
             }
         }
-        let launched = Instant::now();
         let running = match (path, image) {
             (BootPath::Restore | BootPath::Fork | BootPath::Parked, Some((image, point))) => {
-                self.copy(request, path, &image, point, launched).await?
+                self.copy(request, path, &image, point, keep).await?
             }
             (BootPath::Restore | BootPath::Fork | BootPath::Parked, None) => {
                 return Err(Problem::Boot("there is no snapshot".into()));
             }
-            (BootPath::Cold, _) => self.launch_cold(request, keep, launched).await?,
-            (BootPath::Warm, _) => self.launch_cold(request, true, launched).await?,
+            (BootPath::Cold, _) => self.launch_cold(request, keep).await?,
+            (BootPath::Warm, _) => self.launch_cold(request, true).await?,
         };
         self.run(request, running).await
+    }
+
+    /// Takes an instance that has answered before; stale when there is none.
+    pub(super) async fn on_idle(
+        self: &Arc<Self>,
+        request: &Request<'_>,
+    ) -> Result<InvokeOutcome, Problem> {
+        while let Some(runner) = request.function.take_idle(&request.revision) {
+            let running = self.reuse(request, runner);
+            match self.run(request, running).await {
+                Err(Problem::Stale) => {}
+                other => return other,
+            }
+        }
+        Err(Problem::Stale)
     }
 
     fn reuse(&self, request: &Request<'_>, mut runner: Runner) -> Running {
@@ -69,16 +78,11 @@ impl Node {
             start_limit: request.event.timeout,
             keep: true,
             launched,
-            image: None,
         }
     }
 
-    async fn launch_cold(
-        &self,
-        request: &Request<'_>,
-        keep: bool,
-        launched: Instant,
-    ) -> Result<Running, Problem> {
+    async fn launch_cold(&self, request: &Request<'_>, keep: bool) -> Result<Running, Problem> {
+        let launched = Instant::now();
         let booted = self
             .boot
             .cold(&request.revision.launches.cold)
@@ -102,7 +106,6 @@ impl Node {
             start_limit,
             keep,
             launched,
-            image: None,
         })
     }
 
@@ -112,8 +115,9 @@ impl Node {
         path: BootPath,
         image: &LoadedImage,
         point: SnapshotPoint,
-        launched: Instant,
+        keep: bool,
     ) -> Result<Running, Problem> {
+        let launched = Instant::now();
         let spec = &request.revision.launches.snapshot;
         let booted = match path {
             BootPath::Parked => {
@@ -151,13 +155,14 @@ impl Node {
             .resume()
             .map_err(|e| Problem::Boot(format!("the instance could not be resumed: {e}")))?;
         let start_limit = Duration::from_secs(self.config.restore_timeout_s);
+        let mut runner = restored.runner;
+        runner.image = Some(image.clone());
         Ok(Running {
-            runner: restored.runner,
+            runner,
             answer,
             start_limit,
-            keep: false,
+            keep,
             launched,
-            image: Some(image.clone()),
         })
     }
 
@@ -172,7 +177,6 @@ impl Node {
             start_limit,
             keep,
             launched,
-            image,
         } = running;
         let ended = runner
             .finish(answer, start_limit, request.event.timeout)
@@ -187,7 +191,7 @@ impl Node {
             // One that died while it was parked, so late that it could still be taken: the event has not been seen.
             Ended::Exited(_) if !runner.has_run() => return Err(Problem::Stale),
             Ended::Answer(answer) => Ended::Answer(answer),
-            other => match self.damage(image.as_ref(), &other).await {
+            other => match self.damage(runner.image.as_ref(), &other).await {
                 Some(problem) if delivered.is_none() => return Err(Problem::Boot(problem)),
                 Some(problem) => return Err(Problem::Damaged(problem)),
                 None => other,

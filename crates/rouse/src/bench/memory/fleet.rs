@@ -190,6 +190,7 @@ fn deploy_quietly(client: &Client, name: &str, zip: &[u8]) -> Result<(), Failed>
         timeout: Some(30),
         environment: None,
         snapshot_point: None,
+        serving: None,
     };
     let deployment = Deployment {
         name,

@@ -10,9 +10,10 @@ use std::process::ExitCode;
 use console::style;
 
 use super::NodeArgs;
+use super::configure;
 use super::list::coloured_state;
 use crate::client::api::{Configuration, Description, SnapshotView, decode};
-use crate::client::shapes::MemoryView;
+use crate::client::shapes::{MemoryView, ServingView};
 use crate::output::error::Outcome;
 use crate::output::{print_json, print_line, quantity};
 
@@ -49,6 +50,7 @@ pub fn run(args: &DescribeArgs) -> Outcome {
     if let Some(set) = &description.snapshot.working_set {
         lines.extend(memory::working_set_lines(set));
     }
+    lines.extend(served(&description.serving));
     let boots: Vec<String> = description
         .boots
         .iter()
@@ -156,6 +158,16 @@ pub fn snapshot_lines(snapshot: &SnapshotView) -> Vec<(&'static str, String)> {
             .map(|us| quantity::microseconds(us as f64)),
     );
     lines
+}
+
+/// What was decided about the function's serving; the rest is the node's.
+fn served(view: &ServingView) -> Option<(&'static str, String)> {
+    let decided: Vec<String> = configure::lines(view)
+        .into_iter()
+        .filter(|(name, _)| view.policy.contains_key(*name))
+        .map(|(name, text)| format!("{name} {text}"))
+        .collect();
+    (!decided.is_empty()).then(|| ("serving", decided.join(", ")))
 }
 
 fn instances(counts: &BTreeMap<String, u64>) -> String {

@@ -1,0 +1,188 @@
+//! Operations on serving policies: rouse's own, and those that Lambda has for parts of them.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::policy::{KeepAlive, Serving, ServingPolicy};
+use crate::engine::function::{Function, SnapshotStatus};
+use crate::function::arn::{FunctionRef, LATEST};
+use crate::function::record::{FunctionRecord, State};
+use crate::node::Node;
+use crate::refusal::Refusal;
+use crate::residency::heat::Reading;
+
+/// How a function is served, for descriptions.
+#[derive(Debug, Clone, Serialize)]
+pub struct ServingDescription {
+    /// What was decided about it.
+    pub policy: ServingPolicy,
+    /// What holds.
+    pub effective: Serving,
+    /// Instances that are ready, of those that were asked for with `provisioned`.
+    pub provisioned_ready: u32,
+}
+
+/// Lambda's view of provisioned concurrency.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Provisioned {
+    /// Asked for.
+    pub requested: u32,
+    /// Ready, or answering.
+    pub available: u32,
+    /// When the function was changed last, milliseconds since the epoch.
+    pub last_modified_ms: u64,
+}
+
+impl Node {
+    /// Changes how a function is served, by a JSON merge patch of its policy. Its snapshots and instances stay.
+    pub async fn set_serving(
+        self: &Arc<Self>,
+        target: &FunctionRef,
+        patch: &Value,
+    ) -> Result<ServingDescription, Refusal> {
+        let function = self.change_serving(target, patch).await?;
+        Ok(self.describe_serving(&function))
+    }
+
+    async fn change_serving(
+        self: &Arc<Self>,
+        target: &FunctionRef,
+        patch: &Value,
+    ) -> Result<Arc<Function>, Refusal> {
+        let _changes = self.changes.lock().await;
+        let function = self.find(target)?;
+        let mut record = FunctionRecord::clone(&function.record());
+        record.serving = record.serving.patched(patch)?;
+        self.commit(vec![record.clone()]).await?;
+        function.set_record(Arc::new(record));
+        Ok(function)
+    }
+
+    pub(crate) fn describe_serving(&self, function: &Function) -> ServingDescription {
+        ServingDescription {
+            policy: function.record().serving.clone(),
+            effective: self.serving(function),
+            provisioned_ready: self.provisioned(function).available,
+        }
+    }
+
+    /// How a function is served now.
+    pub(crate) fn serving(&self, function: &Function) -> Serving {
+        function.record().serving.on(&self.config)
+    }
+
+    /// How often a function is called, as far as that decides about its memory: one that is to have instances ready counts
+    /// as called just now.
+    pub(crate) fn heat_of(&self, function: &Function, now: Instant) -> Reading {
+        let heat = function.heat.read(now);
+        match self.ready_wanted(function, &self.serving(function), now) {
+            0 => heat,
+            _ => Reading {
+                rate: heat.rate.max(1.0),
+                idle: std::time::Duration::ZERO,
+                is_called_again: true,
+            },
+        }
+    }
+
+    /// Instances that are to wait for a function's requests now, whatever their rate is.
+    pub(crate) fn ready_wanted(
+        &self,
+        function: &Function,
+        serving: &Serving,
+        now: Instant,
+    ) -> usize {
+        let fixed = serving.ready_wanted(function.busy_count());
+        if serving.keep_alive != KeepAlive::Histogram {
+            return fixed;
+        }
+        let is_expected = function.with_idle_times(|times| {
+            let idle = times.idle(now);
+            idle.is_some_and(|idle| times.windows().wants_instance(idle))
+        });
+        fixed.max(usize::from(is_expected))
+    }
+
+    fn provisioned(&self, function: &Function) -> Provisioned {
+        let record = function.record();
+        let requested = record.serving.provisioned.unwrap_or(0);
+        let parked = match function.serving().map(|revision| revision.snapshot()) {
+            Some(SnapshotStatus::Ready(ready)) => self.boot.parked_count(&ready.image),
+            _ => 0,
+        };
+        let there = function.busy_count() + function.idle_count() + parked;
+        Provisioned {
+            requested,
+            available: u32::try_from(there).unwrap_or(u32::MAX).min(requested),
+            last_modified_ms: record.last_modified_ms,
+        }
+    }
+
+    /// PutProvisionedConcurrencyConfig.
+    pub async fn put_provisioned(
+        self: &Arc<Self>,
+        target: &FunctionRef,
+        requested: u32,
+    ) -> Result<Provisioned, Refusal> {
+        if requested == 0 {
+            return Err(Refusal::Validation(
+                "1 validation error detected: Value '0' at 'provisionedConcurrentExecutions' failed to satisfy constraint: Member must have value greater than or equal to 1".into(),
+            ));
+        }
+        let function = self.find(qualified(target)?)?;
+        if function.record().state == State::Busy {
+            return Err(Refusal::ResourceConflict(
+                "The operation cannot be performed at this time. The function is currently in the following state: Pending".into(),
+            ));
+        }
+        let patch = json!({ "provisioned": requested });
+        let function = self.change_serving(target, &patch).await?;
+        Ok(self.provisioned(&function))
+    }
+
+    /// GetProvisionedConcurrencyConfig.
+    pub fn get_provisioned(&self, target: &FunctionRef) -> Result<Provisioned, Refusal> {
+        let found = self.provisioned(&*self.find(qualified(target)?)?);
+        match found.requested {
+            0 => Err(Refusal::ProvisionedConcurrencyConfigNotFound),
+            _ => Ok(found),
+        }
+    }
+
+    /// DeleteProvisionedConcurrencyConfig.
+    pub async fn delete_provisioned(self: &Arc<Self>, target: &FunctionRef) -> Result<(), Refusal> {
+        let patch = json!({ "provisioned": null });
+        self.change_serving(qualified(target)?, &patch).await?;
+        Ok(())
+    }
+
+    /// ListProvisionedConcurrencyConfigs: the versions of a function that have one, by number.
+    pub fn list_provisioned(
+        &self,
+        target: &FunctionRef,
+    ) -> Result<Vec<(Arc<FunctionRecord>, Provisioned)>, Refusal> {
+        let name = self.find(target)?.record().name.clone();
+        let mut found: Vec<_> = (self.all().iter())
+            .map(|function| (function.record(), self.provisioned(function)))
+            .filter(|(record, provisioned)| {
+                record.name == name && record.version != LATEST && provisioned.requested > 0
+            })
+            .collect();
+        found.sort_by_key(|(record, _)| record.version.parse::<u64>().unwrap_or(0));
+        Ok(found)
+    }
+}
+
+/// Provisioned concurrency belongs to published versions, in Lambda.
+fn qualified(target: &FunctionRef) -> Result<&FunctionRef, Refusal> {
+    match target.qualifier.as_deref() {
+        None | Some(LATEST) => Err(Refusal::InvalidParameterValue(
+            "Provisioned Concurrency Configs cannot be applied to unpublished function versions."
+                .into(),
+        )),
+        Some(_) => Ok(target),
+    }
+}
