@@ -32,7 +32,12 @@ impl CostChoice {
         // Pieces are read many at a time: their latencies overlap, their bytes do not.
         let read = stored_len as f64 * 1e9 / self.0.disk.bytes_per_s.max(1.0);
         let decode = pages * self.0.decode_ns(codec_name(codec));
-        reads * (read + decode) + stored_len as f64 * BYTE_NS
+        let bring = match class {
+            // One part of a working set is read while another is decoded.
+            Class::Hot => read.max(decode),
+            Class::Cold => read + decode,
+        };
+        reads * bring + stored_len as f64 * BYTE_NS
     }
 }
 

@@ -88,10 +88,12 @@ pub(crate) struct Filled {
     /// Of these, pages for which nothing was read.
     pub synthesized: u64,
     pub unfilled: Vec<Unfilled>,
+    /// Between which pages of the pool it was filled: to be unmapped, some time ([`Target::unmap`]).
+    pub mapped: Option<Range<u64>>,
 }
 
 impl Batch {
-    /// Decodes, verifies and fills. Pieces that are present already are passed over.
+    /// Decodes, verifies and fills. Pages that are present already stay as they are.
     pub fn fill(&self, contents: &Contents, scratch: &mut Scratch) -> Filled {
         let mut result = Filled::default();
         let Scratch { plain, stored } = scratch;
@@ -103,18 +105,10 @@ impl Batch {
                 return Filled::unreadable(&self.pieces, &detail);
             }
         }
-        let mut filled: Option<Range<u64>> = None;
         for index in &self.pieces {
             let piece = &contents.map.pieces()[*index];
-            if contents.target.is_present(piece.range()) {
-                continue;
-            }
             let plain = &mut plain[..piece.len_bytes()];
-            let (start, end) = (piece.range().start, piece.range().end);
-            filled = Some(match filled {
-                Some(range) => range.start.min(start)..range.end.max(end),
-                None => start..end,
-            });
+            result.mapped = Some(hull(result.mapped, piece.range()));
             match self.fill_piece(contents, *index, stored, plain) {
                 Ok(pages) => {
                     result.pages += pages;
@@ -124,9 +118,6 @@ impl Batch {
                 }
                 Err(unfilled) => result.unfilled.push(unfilled),
             }
-        }
-        if let Some(range) = filled {
-            contents.target.unmap(range);
         }
         result
     }
@@ -187,6 +178,14 @@ impl Filled {
             unfilled: unfilled.collect(),
             ..Self::default()
         }
+    }
+}
+
+/// The smallest range that holds both.
+pub(crate) fn hull(one: Option<Range<u64>>, other: Range<u64>) -> Range<u64> {
+    match one {
+        Some(one) => one.start.min(other.start)..one.end.max(other.end),
+        None => other,
     }
 }
 

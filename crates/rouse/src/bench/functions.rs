@@ -35,6 +35,17 @@ enum Kind {
     Halves,
 }
 
+/// The one with this name, or which there are.
+pub fn function_named<'a>(
+    name: &str,
+    mut all: impl Iterator<Item = &'a Function> + Clone,
+) -> Result<Function, String> {
+    let names: Vec<_> = all.clone().map(|function| function.name).collect();
+    all.find(|function| function.name == name)
+        .copied()
+        .ok_or_else(|| format!("must be one of {}", names.join(", ")))
+}
+
 /// The three functions of the comparison.
 pub const FUNCTIONS: [Function; 3] = [
     Function {

@@ -37,7 +37,7 @@ use crate::settings::{LogFormat, Settings};
 pub use caller::Sample;
 pub use caller::{CallError, Caller};
 use floor::{FloorCommand, FloorError};
-use functions::{FUNCTIONS, Function, RESIDENT};
+use functions::{FUNCTIONS, Function, RESIDENT, function_named};
 use host::HostArgs;
 use machine::Machine;
 use paths::BenchPath;
@@ -105,15 +105,7 @@ enum BenchError {
 }
 
 fn parse_function(name: &str) -> Result<Function, String> {
-    FUNCTIONS
-        .into_iter()
-        .find(|function| function.name == name)
-        .ok_or_else(|| {
-            format!(
-                "must be one of {}",
-                FUNCTIONS.map(|function| function.name).join(", ")
-            )
-        })
+    function_named(name, FUNCTIONS.iter())
 }
 
 /// Runs the command. The process must have a single thread.

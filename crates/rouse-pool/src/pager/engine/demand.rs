@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use super::super::batch::{Batch, Contents, Filled, Plan, Purpose, Stored, Unfilled, chain, plans};
+use super::super::batch::{
+    Batch, Contents, Filled, Plan, Purpose, Stored, Unfilled, chain, hull, plans,
+};
 use super::super::protocol::{Failure, Notice};
 use super::super::source::{OpenSource, PoolSource};
 use super::super::target::Target;
@@ -214,6 +216,10 @@ impl Engine {
             Purpose::Demand => counters.demanded.add(filled.pages),
             Purpose::Job(_) => counters.prefetched.add(filled.pages),
         }
+        if let Some(range) = filled.mapped {
+            let mapped = hull(self.mapped.remove(&batch.pool), range);
+            self.mapped.insert(batch.pool, mapped);
+        }
         match batch.purpose {
             Purpose::Job(job) => self.finish_job_batch(job, batch.pool, &filled.unfilled),
             Purpose::Demand => {
@@ -227,6 +233,19 @@ impl Engine {
         }
         if let Stored::Read(stored) = batch.stored {
             self.reads.give_back(stored);
+        }
+    }
+
+    /// Unmaps what was filled, of pools that no job is filling: nobody waits for that, and it costs as much for one page as
+    /// for hundreds.
+    pub(super) fn unmap_filled(&mut self) {
+        let jobs = &self.jobs;
+        let is_idle = |pool: &usize| jobs.values().all(|job| !job.pools.contains(pool));
+        let idle: Vec<usize> = self.mapped.keys().copied().filter(is_idle).collect();
+        for pool in idle {
+            if let (Some(range), Some(work)) = (self.mapped.remove(&pool), self.pools.get(&pool)) {
+                work.target.unmap(range);
+            }
         }
     }
 

@@ -25,6 +25,7 @@ mod timers;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,6 +67,8 @@ pub(crate) struct Engine {
     /// Pools that were used; others are known by their slots only. They stay open as long as the daemon has them: a page
     /// map and packs that were opened once can be used even when a snapshot has been stored anew since.
     pools: HashMap<usize, PoolWork>,
+    /// Between which pages of a pool the pager has filled it and not unmapped it since.
+    mapped: HashMap<usize, Range<u64>>,
     watches: HashMap<usize, Watch>,
     reads: Reads<Batch>,
     decoders: Decoders,
@@ -105,6 +108,7 @@ impl Engine {
             control,
             own: Arc::new(Own { uffd, ballast }),
             pools: HashMap::new(),
+            mapped: HashMap::new(),
             watches: HashMap::new(),
             reads: Reads::new(),
             decoders: Decoders::start()?,
@@ -161,6 +165,7 @@ impl Engine {
             self.advance_jobs();
             self.reads.submit();
             self.control.flush(self.epoll.as_fd());
+            self.unmap_filled();
         }
         Ok(())
     }

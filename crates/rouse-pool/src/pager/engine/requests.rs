@@ -135,6 +135,7 @@ impl Engine {
             return failure(Failure::Busy, "instances that map the pool still live");
         }
         self.pools.remove(&slot);
+        self.mapped.remove(&slot);
         self.reported.retain(|(reported, _, _)| *reported != pool);
         let cell = &self.arena.pools[slot];
         let fd = cell.fd();

@@ -25,7 +25,7 @@ use std::time::Duration;
 use rouse_pool::codec::{Choice, CodecId, DefaultChoice, Single};
 
 use super::caller::Caller;
-use super::functions::{FUNCTIONS, Function, TOUCHING};
+use super::functions::{FUNCTIONS, Function, TOUCHING, function_named};
 use super::host::HostArgs;
 use super::machine::Machine;
 use super::stage::Stage;
@@ -54,6 +54,9 @@ pub struct MemoryArgs {
     /// Only these parts
     #[arg(long, value_delimiter = ',', value_enum, default_values_t = Measured::ALL, value_name = "PART,...")]
     part: Vec<Measured>,
+    /// Only these functions are restored: python, python-numpy-pillow, node, python-touch-64-mib, python-halves-64-mib
+    #[arg(long = "function", value_delimiter = ',', value_name = "NAME,...", value_parser = parse_function)]
+    functions: Vec<Function>,
     /// Live instances
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(2..=1000), value_name = "N")]
     instances: u16,
@@ -136,6 +139,10 @@ pub fn run(args: MemoryArgs) -> Outcome {
     })
 }
 
+fn parse_function(name: &str) -> Result<Function, String> {
+    function_named(name, FUNCTIONS.iter().chain(&TOUCHING))
+}
+
 /// `memory.json` and `live` make `memory-live.svg`.
 fn beside(out: &Path, chart: &str) -> PathBuf {
     let stem = out.file_stem().unwrap_or_default().to_string_lossy();
@@ -165,7 +172,9 @@ fn measure(args: &MemoryArgs, session: &Session) -> Result<Report, Failed> {
     let mut live = not_asked();
     for function in FUNCTIONS.iter().chain(&TOUCHING) {
         let is_crowded = function.name == CROWDED && asked(Measured::Live);
-        let tiers = asked(Measured::Tiers) || asked(Measured::Paced);
+        let is_selected = args.functions.is_empty()
+            || (args.functions.iter()).any(|selected| selected.name == function.name);
+        let tiers = is_selected && (asked(Measured::Tiers) || asked(Measured::Paced));
         if !tiers && !is_crowded {
             continue;
         }
