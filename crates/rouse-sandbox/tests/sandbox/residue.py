@@ -50,16 +50,21 @@ def net_port(name, port):
 # --- processes
 
 def plant_process():
+    named, name = os.pipe()
     if os.fork() == 0:
         os.setsid()
         if os.fork() == 0:
             libc.prctl(15, MARK.encode(), 0, 0, 0)
+            os.write(name, b"x")
             # Whoever reads what this program prints waits for the end of the pipe.
             for number in range(3):
                 os.close(number)
             while True:
                 time.sleep(1000)
         os._exit(0)
+    os.close(name)
+    os.read(named, 1)
+    os.close(named)
 
 
 def look_process():
@@ -166,6 +171,9 @@ def plant_time_wait():
     client.close()
     accepted.recv(1)
     accepted.close()
+    # The last packet may be on its way.
+    while not look_time_wait():
+        time.sleep(0.001)
 
 
 def look_time_wait():
