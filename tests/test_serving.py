@@ -1,6 +1,8 @@
 """What a function's serving policy decides, on real sandboxes."""
 
+import http.client
 import json
+import urllib.parse
 
 import botocore.exceptions
 import pytest
@@ -83,3 +85,69 @@ def test_provisioned_instances_are_ready_before_the_first_request(node):
         "nothing waits any more",
     )
     function.delete()
+
+
+HOLD = """
+import os, time
+def handler(event, context):
+    if event.get("hold"):
+        # `/tmp` is the sandbox's own: the test sees a call that waits by what the node says of it.
+        time.sleep(600)
+    return "done"
+"""
+
+
+def test_reserved_concurrency_as_boto3_sets_it(node):
+    function = node.deploy(python(HOLD), Timeout=60).ready()
+    name = function.name
+    assert "ReservedConcurrentExecutions" not in node.aws.get_function_concurrency(FunctionName=name)
+    put = node.aws.put_function_concurrency(FunctionName=name, ReservedConcurrentExecutions=0)
+    assert put["ReservedConcurrentExecutions"] == 0
+    with pytest.raises(node.aws.exceptions.TooManyRequestsException) as refused:
+        node.aws.invoke(FunctionName=name)
+    answer = refused.value.response
+    assert answer["Reason"] == "ReservedFunctionConcurrentInvocationLimitExceeded", answer
+    assert answer["ResponseMetadata"]["HTTPHeaders"]["retry-after"] == "1", answer
+    assert node.aws.get_function(FunctionName=name)["Concurrency"] == {"ReservedConcurrentExecutions": 0}
+    with pytest.raises(botocore.exceptions.ClientError, match="below its minimum"):
+        node.aws.put_function_concurrency(FunctionName=name, ReservedConcurrentExecutions=256)
+    node.aws.put_function_concurrency(FunctionName=name, ReservedConcurrentExecutions=5)
+    assert node.aws.get_account_settings()["AccountLimit"]["UnreservedConcurrentExecutions"] == 251
+    node.aws.delete_function_concurrency(FunctionName=name)
+    assert function.call({}) == "done"
+    function.delete()
+
+
+def serving(function):
+    return function.describe()["serving"]
+
+
+def test_a_client_that_goes_away_takes_its_request_along(node):
+    function = node.deploy(python(HOLD), Timeout=60).ready()
+    node.cli("configure", function.name, "--max-instances", "1")
+    url = f"{node.endpoint}/2015-03-31/functions/{function.name}/invocations"
+    running = Client(url, {"hold": True})
+    wait_until(lambda: function.describe()["instances"]["busy"] == 1, "the first one runs")
+    waiting = [Client(url, {}) for _ in range(2)]
+    wait_until(lambda: serving(function)["waiting"] == 2, "the others wait")
+    waiting[0].close()
+    wait_until(lambda: serving(function)["waiting"] == 1, "the one that went away does not wait any more")
+    running.close()
+    assert waiting[1].answer() == "done"
+    wait_until(lambda: function.describe()["instances"]["busy"] == 0, "the instance of the first one has ended")
+    function.delete()
+
+
+class Client:
+    """An invocation on a connection that can be cut."""
+
+    def __init__(self, url, event):
+        parts = urllib.parse.urlsplit(url)
+        self.connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=60)
+        self.connection.request("POST", parts.path, json.dumps(event))
+
+    def answer(self):
+        return json.loads(self.connection.getresponse().read())
+
+    def close(self):
+        self.connection.close()

@@ -44,8 +44,11 @@ pub async fn get(
             "Location": format!("http://{host}/rouse/v1/packages/{}", record.code.sha256_hex),
         },
     });
-    if let (Value::Object(members), false) = (&mut value, record.settings.tags.is_empty()) {
-        members.insert("Tags".into(), json!(record.settings.tags));
+    if !record.settings.tags.is_empty() {
+        value["Tags"] = json!(record.settings.tags);
+    }
+    if let Some(reserved) = node.reserved_concurrency(&target)? {
+        value["Concurrency"] = json!({ "ReservedConcurrentExecutions": reserved });
     }
     Ok(Json(value))
 }
@@ -148,25 +151,19 @@ fn listing(node: &Node, member: &str, page: &Page, qualified: bool) -> Value {
 pub async fn account_settings(State(node): State<Arc<Node>>) -> Result<Json<Value>> {
     let config = node.config();
     let usage = node.usage();
+    let unreserved = config
+        .max_concurrency
+        .saturating_sub(node.all_reserved_concurrency() as usize);
     Ok(Json(json!({
         "AccountLimit": {
             "TotalCodeSize": 80_530_636_800_u64,
             "CodeSizeUnzipped": config.max_unzipped_bytes,
             "CodeSizeZipped": config.max_zip_bytes,
             "ConcurrentExecutions": config.max_concurrency,
-            "UnreservedConcurrentExecutions": config.max_concurrency,
+            "UnreservedConcurrentExecutions": unreserved,
         },
         "AccountUsage": { "TotalCodeSize": usage.code_bytes, "FunctionCount": usage.functions },
     })))
-}
-
-/// No concurrency is reserved; an empty object is how Lambda says so.
-pub async fn concurrency(
-    State(node): State<Arc<Node>>,
-    Target(target): Target,
-) -> Result<Json<Value>> {
-    node.get_function(&target)?;
-    Ok(Json(json!({})))
 }
 
 /// No function has one; Terraform asks.

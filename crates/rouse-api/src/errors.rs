@@ -4,6 +4,7 @@ use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use rouse_node::Refusal;
+use rouse_node::engine::admission::queue::Limit;
 
 const ERROR_TYPE: HeaderName = HeaderName::from_static("x-amzn-errortype");
 
@@ -23,14 +24,18 @@ impl IntoResponse for Refused {
         let status =
             StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let message = refusal.to_string();
-        if refusal == Refusal::TooManyRequests {
+        if let Refusal::TooManyRequests(throttle) = &refusal {
+            let reason = match throttle.limit {
+                Limit::Function => "ReservedFunctionConcurrentInvocationLimitExceeded",
+                Limit::Node => "ConcurrentInvocationLimitExceeded",
+            };
             let body = serde_json::json!({
-                "Type": refusal.fault(), "Reason": "ConcurrentInvocationLimitExceeded", "Message": message, "message": message,
+                "Type": refusal.fault(), "Reason": reason, "Message": message, "message": message,
             });
             let mut response = with_body(status, refusal.error_type(), &body);
             response
                 .headers_mut()
-                .insert(RETRY_AFTER, HeaderValue::from_static("1"));
+                .insert(RETRY_AFTER, HeaderValue::from(throttle.retry_after_s));
             return response;
         }
         shaped(status, refusal.error_type(), refusal.fault(), &message)

@@ -55,7 +55,11 @@ pub fn router(node: Arc<Node>) -> Router {
         )
         .route(
             "/2019-09-30/functions/{function}/concurrency",
-            get(control::concurrency),
+            get(serving::get_reserved),
+        )
+        .route(
+            "/2017-10-31/functions/{function}/concurrency",
+            put(serving::put_reserved).delete(serving::delete_reserved),
         )
         .route(
             "/2019-09-30/functions/{function}/provisioned-concurrency",

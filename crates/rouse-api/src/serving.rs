@@ -1,4 +1,4 @@
-//! How functions are served: rouse's own operation, and Lambda's for provisioned concurrency.
+//! How functions are served: rouse's own operation, and Lambda's for reserved and provisioned concurrency.
 
 use std::sync::Arc;
 
@@ -27,6 +27,44 @@ pub async fn set(
     let value = serde_json::to_value(&description)
         .map_err(|error| Refusal::Service(format!("The policy could not be written: {error}")))?;
     Ok(Json(value))
+}
+
+/// Body of PutFunctionConcurrency.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct PutReserved {
+    reserved_concurrent_executions: u32,
+}
+
+pub async fn put_reserved(
+    State(node): State<Arc<Node>>,
+    Target(target): Target,
+    body: Body,
+) -> Result<Json<Value>, Refused> {
+    let asked: PutReserved = extract::json(body).await?;
+    let reserved = asked.reserved_concurrent_executions;
+    node.set_reserved_concurrency(&target, Some(reserved))
+        .await?;
+    Ok(Json(json!({ "ReservedConcurrentExecutions": reserved })))
+}
+
+/// Without a reservation an empty object, as in Lambda.
+pub async fn get_reserved(
+    State(node): State<Arc<Node>>,
+    Target(target): Target,
+) -> Result<Json<Value>, Refused> {
+    Ok(Json(match node.reserved_concurrency(&target)? {
+        Some(reserved) => json!({ "ReservedConcurrentExecutions": reserved }),
+        None => json!({}),
+    }))
+}
+
+pub async fn delete_reserved(
+    State(node): State<Arc<Node>>,
+    Target(target): Target,
+) -> Result<StatusCode, Refused> {
+    node.set_reserved_concurrency(&target, None).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Body of PutProvisionedConcurrencyConfig.

@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rouse_pool::NumaNode;
 use rouse_pool::cost::CostInputs;
@@ -49,6 +50,8 @@ pub trait Live: Any + Send + Sync {
     fn failure(&self) -> Option<Failure>;
     /// Peak memory, bytes. Much cheaper than [`memory`](Self::memory).
     fn memory_peak(&self) -> u64;
+    /// Processor time of the function's first process so far.
+    fn cpu_time(&self) -> std::io::Result<Duration>;
     /// Lets an instance run that was made ahead and stopped before its first own instruction.
     fn resume(&self) -> std::io::Result<()> {
         Ok(())
@@ -258,6 +261,10 @@ impl Live for Instance {
 
     fn memory_peak(&self) -> u64 {
         Instance::memory_peak(self)
+    }
+
+    fn cpu_time(&self) -> std::io::Result<Duration> {
+        Instance::cpu_time(self)
     }
 
     fn resume(&self) -> std::io::Result<()> {

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::engine::admission::Capacity;
 use crate::function::snapshot_point::PointPolicy;
+use crate::residency::host_memory;
 use crate::serving::policy::Isolation;
 
 /// Settings of a node. Every key has a default but the state directory's, which is `/var/lib/rouse`.
@@ -21,8 +23,21 @@ pub struct NodeConfig {
     pub account: String,
     /// Interpreters on the host, as paths in the sandbox.
     pub interpreters: Interpreters,
-    /// Invocations that may run at the same time on the node; more are answered 429.
+    /// Invocations that may run at the same time on the node; more have to wait.
     pub max_concurrency: usize,
+    /// Invocations of one function that may wait; more are answered 429.
+    pub queue_max: u32,
+    /// Invocations that may wait, all functions together.
+    pub queue_total: u32,
+    /// Seconds that an invocation waits at most before it is answered 429.
+    pub queue_wait_s: u64,
+    /// Instances that may be started at the same time for requests; 0 for four for each processor, at least 8.
+    pub max_starts: u32,
+    /// Per cent of the host's processors that running invocations may be expected to use before a function that runs
+    /// already has to wait; 0 for no limit.
+    pub admission_cpu_percent: u32,
+    /// Bytes that running invocations may be expected to use before others have to wait; 0 for half of the host's memory.
+    pub admission_memory_bytes: u64,
     /// Asynchronous invocations that may run at the same time.
     pub max_async_concurrency: usize,
     /// How a function with a ready snapshot is started when the request does not say.
@@ -88,6 +103,12 @@ impl Default for NodeConfig {
             account: "000000000000".into(),
             interpreters: Interpreters::default(),
             max_concurrency: 256,
+            queue_max: 100,
+            queue_total: 1000,
+            queue_wait_s: 10,
+            max_starts: 0,
+            admission_cpu_percent: 400,
+            admission_memory_bytes: 0,
             max_async_concurrency: 32,
             boot: BootPolicy::Fresh,
             isolation: Isolation::Auto,
@@ -201,6 +222,28 @@ pub enum ConfigError {
 }
 
 impl NodeConfig {
+    /// What the node takes on at the same time.
+    pub(crate) fn capacity(&self) -> Capacity {
+        let processors = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
+        let count = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+        Capacity {
+            running: count(self.max_concurrency),
+            starting: match self.max_starts {
+                0 => u32::try_from(4 * processors).unwrap_or(u32::MAX).max(8),
+                starts => starts,
+            },
+            cpu_milli: match self.admission_cpu_percent {
+                0 => u64::MAX,
+                percent => 10 * u64::from(percent) * processors,
+            },
+            memory: match self.admission_memory_bytes {
+                0 => host_memory() / 2,
+                bytes => bytes,
+            },
+            queued: self.queue_total,
+        }
+    }
+
     /// Checks what serde cannot.
     pub fn validate(&self) -> Result<(), ConfigError> {
         if self.account.len() != 12 || !self.account.bytes().all(|b| b.is_ascii_digit()) {

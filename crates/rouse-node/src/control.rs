@@ -471,11 +471,7 @@ fn published(latest: &FunctionRecord) -> (FunctionRecord, FunctionRecord) {
         state: State::Busy,
         last_update: State::Done,
         next_version: 0,
-        serving: ServingPolicy {
-            // Belongs to the version that it was given.
-            provisioned: None,
-            ..latest.serving.clone()
-        },
+        serving: latest.serving.of_version(),
         ..latest.clone()
     };
     (

@@ -24,6 +24,7 @@ use tokio::sync::{Mutex, Semaphore, mpsc};
 
 use crate::boot::Boot;
 use crate::config::{ConfigError, NodeConfig};
+use crate::engine::admission::Gate;
 use crate::engine::build::{self, Occasion};
 use crate::engine::environment::launches;
 use crate::engine::function::StoredSnapshot;
@@ -76,8 +77,8 @@ pub struct Node {
     functions: RwLock<HashMap<String, Arc<Function>>>,
     /// Held by whoever changes functions, from the check until the change is stored. Invocations never take it.
     pub(crate) changes: Mutex<()>,
-    /// One for each invocation that runs.
-    pub(crate) permits: Semaphore,
+    /// Lets invocations in.
+    pub(crate) gate: Gate,
     /// One for each snapshot that is being taken or loaded.
     pub(crate) builds: Semaphore,
     pub(crate) templates: Templates,
@@ -141,7 +142,7 @@ impl Node {
             logs,
             functions: RwLock::default(),
             changes: Mutex::new(()),
-            permits: Semaphore::new(config.max_concurrency),
+            gate: Gate::new(config.capacity()),
             builds: Semaphore::new(config.max_builds),
             templates: Templates::default(),
             residency: ResidencyPolicy::new(&config.memory),
@@ -241,6 +242,7 @@ impl Node {
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(function.key.clone(), Arc::clone(&function));
+        self.configure_flow(&function);
         function
     }
 
@@ -250,9 +252,16 @@ impl Node {
             .functions
             .write()
             .unwrap_or_else(PoisonError::into_inner);
-        keys.iter()
+        let removed: Vec<_> = keys
+            .iter()
             .filter_map(|key| functions.remove(key))
-            .collect()
+            .collect();
+        for record in removed.iter().map(|function| function.record()) {
+            if record.version == LATEST {
+                self.gate.retire(&record.name);
+            }
+        }
+        removed
     }
 
     /// A revision of a function's settings and code; `None` when the runtime is unknown.

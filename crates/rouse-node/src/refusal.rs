@@ -1,5 +1,7 @@
 //! The errors that a caller of the Lambda API can see, with Lambda's names, statuses and texts.
 
+use crate::engine::admission::Throttle;
+
 /// Why a request was refused. Each variant is an exception of the Lambda API model.
 #[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
 pub enum Refusal {
@@ -31,7 +33,7 @@ pub enum Refusal {
     RequestTooLarge(String),
     /// 429.
     #[error("Rate Exceeded.")]
-    TooManyRequests,
+    TooManyRequests(Throttle),
     /// 409: a boot path was demanded that needs a snapshot, and there is none.
     #[error("{0}")]
     SnapStartNotReady(String),
@@ -57,7 +59,7 @@ impl Refusal {
             Refusal::InvalidRequestContent(_) => "InvalidRequestContentException",
             Refusal::PreconditionFailed => "PreconditionFailedException",
             Refusal::RequestTooLarge(_) => "RequestTooLargeException",
-            Refusal::TooManyRequests => "TooManyRequestsException",
+            Refusal::TooManyRequests(_) => "TooManyRequestsException",
             Refusal::SnapStartNotReady(_) => "SnapStartNotReadyException",
             Refusal::ResourceNotReady(_) => "ResourceNotReadyException",
             Refusal::Service(_) => "ServiceException",
@@ -74,7 +76,7 @@ impl Refusal {
             | Refusal::InvalidRequestContent(_) => 400,
             Refusal::PreconditionFailed => 412,
             Refusal::RequestTooLarge(_) => 413,
-            Refusal::TooManyRequests => 429,
+            Refusal::TooManyRequests(_) => 429,
             Refusal::ResourceNotReady(_) => 502,
             Refusal::Service(_) => 500,
         }

@@ -5,6 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rouse_sandbox::{Limits, SandboxHandle};
 use tokio::sync::watch;
@@ -190,6 +191,12 @@ impl Instance {
     /// Peak memory of the instance's cgroup, bytes: one small file, where [`memory`](Self::memory) walks all mappings.
     pub fn memory_peak(&self) -> u64 {
         self.sandbox.memory_peak()
+    }
+
+    /// Processor time of the function's first process so far, all its threads together.
+    pub fn cpu_time(&self) -> io::Result<Duration> {
+        let pid = self.pid().ok_or(io::ErrorKind::NotFound)?;
+        crate::cpu_clock::cpu_time(pid)
     }
 
     /// Counts an answer, and says whether [`learn`](Self::learn) is to be called before the instance is killed.

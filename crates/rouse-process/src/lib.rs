@@ -9,6 +9,7 @@ mod blank;
 pub mod checkpoint;
 pub mod clock;
 mod clones;
+mod cpu_clock;
 mod credentials;
 mod image;
 pub mod instance;

@@ -4,6 +4,7 @@
 //! [`runner`] one instance with its runtime API, [`build`] the way to a snapshot, [`invoke`] one invocation, and
 //! [`report`] the texts that Lambda has for how it ended.
 
+pub mod admission;
 pub mod build;
 pub mod environment;
 pub mod function;

@@ -198,22 +198,24 @@ mod tests {
 
     #[test]
     fn the_rate_decides_between_the_bounds() {
-        let fresh = |serving, rate, ready| wanted(BootPolicy::Fresh, &serving, &heat(rate), ready);
+        let fresh =
+            |serving: &Serving, rate, ready| wanted(BootPolicy::Fresh, serving, &heat(rate), ready);
         let bounded = serving(1, 5);
-        assert_eq!(fresh(bounded, 0.0, 0), 1);
-        assert_eq!(fresh(bounded, 0.5, 0), 2);
-        assert_eq!(fresh(bounded, 50.0, 0), 4);
-        assert_eq!(fresh(bounded, 5000.0, 0), 5);
-        assert_eq!(fresh(serving(0, 5), 0.0, 0), 0);
-        assert_eq!(fresh(serving(3, 0), 50.0, 0), 0);
+        assert_eq!(fresh(&bounded, 0.0, 0), 1);
+        assert_eq!(fresh(&bounded, 0.5, 0), 2);
+        assert_eq!(fresh(&bounded, 50.0, 0), 4);
+        assert_eq!(fresh(&bounded, 5000.0, 0), 5);
+        assert_eq!(fresh(&serving(0, 5), 0.0, 0), 0);
+        assert_eq!(fresh(&serving(3, 0), 50.0, 0), 0);
         assert_eq!(wanted(BootPolicy::Restore, &bounded, &heat(50.0), 3), 0);
     }
 
     #[test]
     fn what_was_asked_for_does_not_depend_on_the_rate() {
-        let fresh = |serving, rate, ready| wanted(BootPolicy::Fresh, &serving, &heat(rate), ready);
-        assert_eq!(fresh(serving(0, 0), 0.0, 7), 7);
-        assert_eq!(fresh(serving(0, 5), 5000.0, 2), 5);
+        let fresh =
+            |serving: &Serving, rate, ready| wanted(BootPolicy::Fresh, serving, &heat(rate), ready);
+        assert_eq!(fresh(&serving(0, 0), 0.0, 7), 7);
+        assert_eq!(fresh(&serving(0, 5), 5000.0, 2), 5);
     }
 
     #[test]

@@ -337,6 +337,11 @@ impl Runner {
         self.live.memory_peak()
     }
 
+    /// Processor time of its first process so far; none where it cannot be told.
+    pub fn cpu_time(&self) -> Duration {
+        self.live.cpu_time().unwrap_or_default()
+    }
+
     /// Takes note of what the instance has touched, for later boots, if that is wanted. It must have answered, and
     /// still lives afterwards.
     pub async fn observed(self) -> Option<Self> {

@@ -285,7 +285,7 @@ pub(crate) fn tier_now(candidate: &Candidate) -> Tier {
 }
 
 /// Bytes of memory of the host, or of the control group that we are in if that is less.
-fn host_memory() -> u64 {
+pub(crate) fn host_memory() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let total = text
         .lines()

@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 
+use crate::engine::admission::StartSlot;
 use crate::function::record::SnapshotPoint;
 
 /// States of a runtime, named as in AWS's runtime interface emulator.
@@ -192,6 +193,8 @@ struct Inner {
     current: Option<String>,
     done: Option<oneshot::Sender<RuntimeAnswer>>,
     delivered: Option<Instant>,
+    /// Dropped when the next event is delivered, which is what it waits for.
+    until_delivery: Option<StartSlot>,
 }
 
 impl Session {
@@ -238,6 +241,7 @@ impl Session {
                 current: None,
                 done: None,
                 delivered: None,
+                until_delivery: None,
             }),
             phase: watch::Sender::new(Phase::Working),
         }
@@ -261,6 +265,14 @@ impl Session {
     /// When the current event reached the runtime.
     pub fn delivered(&self) -> Option<Instant> {
         self.lock().delivered
+    }
+
+    /// Gives back the right to start an instance when the present event is delivered, or at once if it was.
+    pub fn started_on_delivery(&self, slot: StartSlot) {
+        let mut inner = self.lock();
+        if inner.delivered.is_none() {
+            inner.until_delivery = Some(slot);
+        }
     }
 
     /// Follows the runtime's phases.
@@ -511,6 +523,7 @@ impl Inner {
         self.state = RuntimeState::Running;
         self.current = Some(id);
         self.delivered = Some(Instant::now());
+        self.until_delivery = None;
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::policy::{KeepAlive, Serving, ServingPolicy};
+use super::policy::{KeepAlive, OF_ALL_VERSIONS, Serving, ServingPolicy};
 use crate::engine::function::{Function, SnapshotStatus};
 use crate::function::arn::{FunctionRef, LATEST};
 use crate::function::record::{FunctionRecord, State};
@@ -21,6 +21,10 @@ pub struct ServingDescription {
     pub policy: ServingPolicy,
     /// What holds.
     pub effective: Serving,
+    /// Requests of all its versions that wait.
+    pub waiting: usize,
+    /// Requests of all its versions that run or start.
+    pub running: u32,
     /// Instances that are ready, of those that were asked for with `provisioned`.
     pub provisioned_ready: u32,
 }
@@ -55,14 +59,73 @@ impl Node {
         let _changes = self.changes.lock().await;
         let function = self.find(target)?;
         let mut record = FunctionRecord::clone(&function.record());
+        let misplaced = |name: &&&str| record.version != LATEST && patch.get(**name).is_some();
+        if let Some(name) = OF_ALL_VERSIONS.iter().find(misplaced) {
+            return Err(Refusal::InvalidParameterValue(format!(
+                "{name} belongs to the function with all its versions; name it without a qualifier."
+            )));
+        }
+        let before = record.serving.reserved_concurrency;
         record.serving = record.serving.patched(patch)?;
+        self.check_reservation(before, record.serving.reserved_concurrency)?;
         self.commit(vec![record.clone()]).await?;
         function.set_record(Arc::new(record));
+        self.configure_flow(&function);
         Ok(function)
     }
 
+    /// Leaves a reservation room for the functions that have none?
+    pub(crate) fn check_reservation(
+        &self,
+        before: Option<u32>,
+        wanted: Option<u32>,
+    ) -> Result<(), Refusal> {
+        let Some(wanted) = wanted else { return Ok(()) };
+        let others = self.gate.reserved().saturating_sub(before.unwrap_or(0));
+        let all = u32::try_from(self.config.max_concurrency).unwrap_or(u32::MAX);
+        match others.saturating_add(wanted) < all || wanted <= before.unwrap_or(0) {
+            true => Ok(()),
+            false => Err(Refusal::InvalidParameterValue(
+                "Specified ReservedConcurrentExecutions for function decreases account's UnreservedConcurrentExecution below its minimum value of [1].".into(),
+            )),
+        }
+    }
+
+    /// Tells admission about a function.
+    pub(crate) fn configure_flow(&self, function: &Function) {
+        let record = function.record();
+        if record.version == LATEST {
+            let limits = self.serving(function).flow_limits();
+            self.gate.configure(&record.name, limits);
+        }
+    }
+
+    /// GetFunctionConcurrency: what is reserved, if anything.
+    pub fn reserved_concurrency(&self, target: &FunctionRef) -> Result<Option<u32>, Refusal> {
+        Ok(self.find(target)?.record().serving.reserved_concurrency)
+    }
+
+    /// PutFunctionConcurrency, and with `None` DeleteFunctionConcurrency.
+    pub async fn set_reserved_concurrency(
+        self: &Arc<Self>,
+        target: &FunctionRef,
+        reserved: Option<u32>,
+    ) -> Result<(), Refusal> {
+        let patch = json!({ "reserved_concurrency": reserved });
+        self.change_serving(target, &patch).await?;
+        Ok(())
+    }
+
+    /// Requests that functions have reserved, all together.
+    pub fn all_reserved_concurrency(&self) -> u32 {
+        self.gate.reserved()
+    }
+
     pub(crate) fn describe_serving(&self, function: &Function) -> ServingDescription {
+        let (waiting, running) = self.gate.counts(&function.record().name);
         ServingDescription {
+            waiting,
+            running,
             policy: function.record().serving.clone(),
             effective: self.serving(function),
             provisioned_ready: self.provisioned(function).available,

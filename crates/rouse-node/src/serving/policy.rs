@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::config::NodeConfig;
+use crate::engine::admission::FlowLimits;
 use crate::refusal::Refusal;
 
 /// Most instances that can be asked for.
@@ -128,6 +129,19 @@ pub struct ServingPolicy {
     /// Instances that exist at any time, those that answer included. `None` is 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_instances: Option<u32>,
+    /// Instances that exist at most, those of all versions together. `None` is as many as the node allows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_instances: Option<u32>,
+    /// Requests of all versions that may run at the same time, and that others leave room for (Lambda's reserved
+    /// concurrency); 0 lets none run. `None` is no reservation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reserved_concurrency: Option<u32>,
+    /// Requests of all versions that may wait.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_max: Option<u32>,
+    /// Whose function it is: tenants share the node alike. `None` is `default`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
     /// Instances that are ready before their requests come (Lambda's provisioned concurrency). `None` is 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub provisioned: Option<u32>,
@@ -143,12 +157,20 @@ pub struct ServingPolicy {
 }
 
 /// How a function is served: its policy, completed by the node's defaults.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Serving {
     /// Are instances used again?
     pub isolation: Isolation,
     /// Instances that exist at any time.
     pub min_instances: u32,
+    /// Instances that exist at most, if there is a limit.
+    pub max_instances: Option<u32>,
+    /// Requests that may run at the same time, and that others leave room for.
+    pub reserved_concurrency: Option<u32>,
+    /// Requests that may wait.
+    pub queue_max: u32,
+    /// Whose function it is.
+    pub tenant: String,
     /// Instances that are ready before their requests come.
     pub provisioned: u32,
     /// How long idle instances are kept.
@@ -160,6 +182,20 @@ pub struct Serving {
 }
 
 impl ServingPolicy {
+    /// What a version takes over that is published.
+    pub fn of_version(&self) -> Self {
+        Self {
+            // Belong to the function with all its versions.
+            max_instances: None,
+            reserved_concurrency: None,
+            queue_max: None,
+            tenant: None,
+            // Belongs to the version that it was given.
+            provisioned: None,
+            ..self.clone()
+        }
+    }
+
     /// Is nothing decided?
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
@@ -191,6 +227,9 @@ impl ServingPolicy {
     pub fn validate(&self) -> Result<(), String> {
         let counts = [
             ("min_instances", self.min_instances),
+            ("max_instances", self.max_instances),
+            ("reserved_concurrency", self.reserved_concurrency),
+            ("queue_max", self.queue_max),
             ("provisioned", self.provisioned),
             ("parked_min", self.parked_min),
             ("parked_max", self.parked_max),
@@ -204,6 +243,25 @@ impl ServingPolicy {
             && seconds > MAX_KEEP_ALIVE_S
         {
             return Err(format!("keep_alive must be at most {MAX_KEEP_ALIVE_S}"));
+        }
+        if let Some(tenant) = self.tenant.as_deref().filter(|name| !is_tenant(name)) {
+            return Err(format!(
+                "tenant must be 1 to 64 letters, digits, '-' and '_', not {tenant:?}"
+            ));
+        }
+        if self.max_instances == Some(0) {
+            return Err(
+                "max_instances must be at least 1; reserved_concurrency 0 lets nothing run".into(),
+            );
+        }
+        for most in [self.max_instances, self.reserved_concurrency] {
+            if let (Some(least), Some(most)) = (self.min_instances.max(self.provisioned), most)
+                && least > most
+            {
+                return Err(format!(
+                    "{least} instances are to be ready, and only {most} may run"
+                ));
+            }
         }
         if let (Some(least), Some(most)) = (self.parked_min, self.parked_max)
             && least > most
@@ -227,6 +285,10 @@ impl ServingPolicy {
         Serving {
             isolation: self.isolation.unwrap_or(config.isolation),
             min_instances: self.min_instances.unwrap_or(0),
+            max_instances: self.max_instances,
+            reserved_concurrency: self.reserved_concurrency,
+            queue_max: self.queue_max.unwrap_or(config.queue_max),
+            tenant: self.tenant.clone().unwrap_or_else(|| "default".into()),
             provisioned: self.provisioned.unwrap_or(0),
             keep_alive: self.keep_alive.unwrap_or(fixed),
             parked_min: (self.parked_min)
@@ -237,7 +299,30 @@ impl ServingPolicy {
     }
 }
 
+/// The members that belong to a function with all its versions.
+pub(super) const OF_ALL_VERSIONS: [&str; 4] = [
+    "max_instances",
+    "reserved_concurrency",
+    "queue_max",
+    "tenant",
+];
+
+fn is_tenant(name: &str) -> bool {
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    (1..=64).contains(&name.len()) && name.bytes().all(is_plain)
+}
+
 impl Serving {
+    /// What admission is to know.
+    pub fn flow_limits(&self) -> FlowLimits {
+        FlowLimits {
+            tenant: self.tenant.clone(),
+            reserved: self.reserved_concurrency,
+            most: self.max_instances,
+            queued: self.queue_max,
+        }
+    }
+
     /// Instances that have to wait for requests now, whatever the rate is, when `busy` are answering.
     pub fn ready_wanted(&self, busy: usize) -> usize {
         let busy = u32::try_from(busy).unwrap_or(u32::MAX);
@@ -288,6 +373,13 @@ mod tests {
             (json!({ "provisioned": -1 }), "-1"),
             (json!({ "parked_min": 3, "parked_max": 2 }), "parked_min"),
             (json!({ "parked": 3 }), "parked"),
+            (json!({ "max_instances": 0 }), "at least 1"),
+            (json!({ "max_instances": 2, "min_instances": 3 }), "only 2"),
+            (
+                json!({ "reserved_concurrency": 1, "provisioned": 2 }),
+                "only 1",
+            ),
+            (json!({ "tenant": "a b" }), "a b"),
         ] {
             let refusal = ServingPolicy::default().patched(&bad).unwrap_err();
             assert!(refusal.to_string().contains(word), "{bad}: {refusal}");

@@ -1,5 +1,7 @@
 //! How functions fail, and what their callers see.
 
+use rouse_node::engine::admission::queue::Limit;
+
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -95,7 +97,10 @@ async fn a_broken_init_is_answered_by_invocations() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_than_the_node_can_take_is_throttled() {
-    let bed = Bed::with(|config| config.max_concurrency = 1);
+    let bed = Bed::with(|config| {
+        config.max_concurrency = 1;
+        config.queue_max = 0;
+    });
     bed.create("f", json!({})).await;
     let mark = bed.mark("mark");
     let (node, event) = (
@@ -107,12 +112,14 @@ async fn more_than_the_node_can_take_is_throttled() {
             .await
     });
     exists(&mark).await;
-    assert_eq!(
-        bed.invoke_with("f", json!({}), InvokeOptions::default())
-            .await
-            .unwrap_err(),
-        Refusal::TooManyRequests
-    );
+    let refused = bed
+        .invoke_with("f", json!({}), InvokeOptions::default())
+        .await
+        .unwrap_err();
+    let Refusal::TooManyRequests(throttle) = refused else {
+        panic!("{refused:?}");
+    };
+    assert_eq!(throttle.limit, Limit::Node);
     assert_eq!(bed.description("f").throttles, 1);
     std::fs::remove_file(&mark).unwrap();
     assert_eq!(running.await.unwrap().unwrap().function_error, None);

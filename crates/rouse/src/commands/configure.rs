@@ -59,6 +59,18 @@ serving! {
     /// Instances that exist at any time
     #[arg(value_name = "N")]
     min_instances: u32,
+    /// Instances that exist at most, those of all versions together
+    #[arg(value_name = "N")]
+    max_instances: u32,
+    /// Requests that may run at the same time, and that others leave room for; 0 lets none run
+    #[arg(value_name = "N")]
+    reserved_concurrency: u32,
+    /// Requests that may wait
+    #[arg(value_name = "N")]
+    queue_max: u32,
+    /// Whose function it is; tenants share the node alike
+    #[arg(value_name = "NAME")]
+    tenant: String,
     /// Instances that are ready before their requests come
     #[arg(value_name = "N")]
     provisioned: u32,
@@ -135,6 +147,10 @@ mod tests {
         let all = ServingArgs {
             isolation: Some(Isolation::Instance),
             min_instances: Some(1),
+            max_instances: Some(1),
+            reserved_concurrency: Some(1),
+            queue_max: Some(1),
+            tenant: Some("t".into()),
             provisioned: Some(1),
             keep_alive: Some(KeepAlive::Histogram),
             parked_min: Some(1),

@@ -54,9 +54,27 @@ settings! {
     /// How a function with a snapshot is started when the request does not say: `fresh`, `restore` or `cold`
     #[arg(value_name = "POLICY", value_parser = parse_boot_policy)]
     boot: BootPolicy = "ROUSE_BOOT",
-    /// Invocations that may run at the same time; more are answered 429
+    /// Invocations that may run at the same time; more have to wait
     #[arg(value_name = "N")]
     max_concurrency: usize = "ROUSE_MAX_CONCURRENCY",
+    /// Invocations of one function that may wait; more are answered 429
+    #[arg(value_name = "N")]
+    queue_max: u32 = "ROUSE_QUEUE_MAX",
+    /// Invocations that may wait, all functions together
+    #[arg(value_name = "N")]
+    queue_total: u32 = "ROUSE_QUEUE_TOTAL",
+    /// Seconds that an invocation waits at most before it is answered 429
+    #[arg(value_name = "SECONDS")]
+    queue_wait_s: u64 = "ROUSE_QUEUE_WAIT_S",
+    /// Instances that may be started at the same time for requests; 0 for four for each processor, at least 8
+    #[arg(value_name = "N")]
+    max_starts: u32 = "ROUSE_MAX_STARTS",
+    /// Per cent of the processors that running invocations may be expected to use before a function that runs already has to wait; 0 for no limit
+    #[arg(value_name = "PERCENT")]
+    admission_cpu_percent: u32 = "ROUSE_ADMISSION_CPU_PERCENT",
+    /// Bytes that running invocations may be expected to use before others have to wait; 0 for half of the host's memory
+    #[arg(value_name = "BYTES")]
+    admission_memory_bytes: u64 = "ROUSE_ADMISSION_MEMORY_BYTES",
     /// Asynchronous invocations that may run at the same time
     #[arg(value_name = "N")]
     max_async_concurrency: usize = "ROUSE_MAX_ASYNC_CONCURRENCY",

@@ -172,6 +172,13 @@ impl ServeConfig {
                 nodejs: interpreter("node", s.get("node", |s| s.node.clone())?)?,
             },
             max_concurrency: s.get("max_concurrency", |s| s.max_concurrency)?,
+            queue_max: s.get("queue_max", |s| s.queue_max)?,
+            queue_total: s.get("queue_total", |s| s.queue_total)?,
+            queue_wait_s: s.get("queue_wait_s", |s| s.queue_wait_s)?,
+            max_starts: s.get("max_starts", |s| s.max_starts)?,
+            admission_cpu_percent: s.get("admission_cpu_percent", |s| s.admission_cpu_percent)?,
+            admission_memory_bytes: s
+                .get("admission_memory_bytes", |s| s.admission_memory_bytes)?,
             max_async_concurrency: s.get("max_async_concurrency", |s| s.max_async_concurrency)?,
             boot: s.get("boot", |s| s.boot)?,
             isolation: s.get("isolation", |s| s.isolation)?,

@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use rouse_process::instance::{BootPath, Stage};
 
+use crate::engine::admission::Gate;
+use crate::engine::admission::estimate::Observed;
 use crate::engine::report::Report;
 use crate::engine::runner::Runner;
 
@@ -14,15 +16,36 @@ pub(super) struct End {
     pub duration: Duration,
     pub request_id: String,
     pub error_type: Option<String>,
+    /// For admission, if it can be told.
+    pub usage: Option<Usage>,
+}
+
+/// What an invocation has taken.
+pub(super) struct Usage {
+    pub gate: Gate,
+    /// From its admission to its answer.
+    pub time: Duration,
+    /// Processor time.
+    pub cpu: Duration,
 }
 
 impl End {
     pub fn write(&self, runner: &Runner) {
+        let memory = runner.memory_peak();
+        if let Some(usage) = &self.usage {
+            let observed = Observed {
+                time: usage.time,
+                cpu: usage.cpu,
+                memory,
+            };
+            let name = &runner.revision.record.name;
+            usage.gate.learn(name, &observed);
+        }
         let report = Report {
             request_id: &self.request_id,
             duration: self.duration,
             memory_mib: runner.revision.record.settings.memory_mib,
-            peak_bytes: runner.memory_peak(),
+            peak_bytes: memory,
             init: (runner.path == BootPath::Cold).then_some(self.started),
             restore: matches!(
                 runner.path,

@@ -6,8 +6,8 @@
 mod end;
 mod run;
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -15,7 +15,8 @@ use rouse_process::instance::{BootPath, MemoryUse, Stage};
 use serde::de::IgnoredAny;
 use uuid::Uuid;
 
-use super::function::{Function, Revision, SnapshotStatus};
+use super::admission::StartSlot;
+use super::function::{Function, Revision, SnapshotStatus, function_of};
 use crate::config::BootPolicy;
 use crate::function::arn::{FunctionRef, function_arn};
 use crate::function::record::State;
@@ -86,6 +87,19 @@ struct Request<'a> {
     event: Event,
     options: &'a InvokeOptions,
     received: Instant,
+    admitted: Instant,
+    /// The right to start an instance, until one has been started.
+    start_slot: Mutex<Option<StartSlot>>,
+}
+
+impl Request<'_> {
+    fn start_slot(&self) -> Option<StartSlot> {
+        let mut slot = self
+            .start_slot
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        slot.take()
+    }
 }
 
 impl Node {
@@ -98,11 +112,19 @@ impl Node {
     ) -> Result<InvokeOutcome, Refusal> {
         let received = Instant::now();
         let function = self.find(target)?;
-        let revision = self.invocable(&function)?;
+        self.invocable(&function)?;
         let payload = check_payload(payload, MAX_PAYLOAD)?;
-        let Ok(_permit) = self.permits.try_acquire() else {
+        let patience = Duration::from_secs(self.config.queue_wait_s);
+        let name = function_of(&function.key);
+        let permit = self.gate.enter(name, patience).await.map_err(|throttle| {
             function.counters.throttles.fetch_add(1, Ordering::Relaxed);
-            return Err(Refusal::TooManyRequests);
+            Refusal::TooManyRequests(throttle)
+        })?;
+        let admitted = Instant::now();
+        // It may have been changed, or deleted, while this request waited.
+        let revision = match self.get_by_key(&function.key) {
+            Some(now) if Arc::ptr_eq(&now, &function) => self.invocable(&function)?,
+            _ => return Err(self.not_found(target)),
         };
         function
             .counters
@@ -117,6 +139,8 @@ impl Node {
             event,
             options,
             received,
+            admitted,
+            start_slot: Mutex::new(Some(permit.start_slot())),
         };
         match options.boot {
             Some(path) => self.demanded(&request, path).await,

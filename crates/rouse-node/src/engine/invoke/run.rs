@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rouse_process::instance::{BootPath, ExitReason};
 use tokio::sync::oneshot;
 
-use super::end::{End, stages};
+use super::end::{End, Usage, stages};
 use super::{InvokeOutcome, Problem, Request};
 use crate::boot::LoadedImage;
 use crate::engine::report::verdict;
@@ -23,6 +23,8 @@ struct Running {
     start_limit: Duration,
     keep: bool,
     launched: Instant,
+    /// Processor time that it had used before.
+    cpu_before: Duration,
 }
 
 impl Node {
@@ -70,6 +72,8 @@ impl Node {
 
     fn reuse(&self, request: &Request<'_>, mut runner: Runner) -> Running {
         let launched = Instant::now();
+        drop(request.start_slot());
+        let cpu_before = runner.cpu_time();
         runner.path = BootPath::Warm;
         let answer = runner.begin(request.event.clone(), &request.revision.record.version);
         Running {
@@ -78,6 +82,7 @@ impl Node {
             start_limit: request.event.timeout,
             keep: true,
             launched,
+            cpu_before,
         }
     }
 
@@ -98,6 +103,9 @@ impl Node {
         )
         .map_err(|e| Problem::Boot(format!("the instance could not be served: {e}")))?;
         let answer = runner.begin(request.event.clone(), &request.revision.record.version);
+        if let Some(slot) = request.start_slot() {
+            runner.session.started_on_delivery(slot);
+        }
         let start_limit =
             Duration::from_secs(self.config.init_timeout_s).max(request.event.timeout);
         Ok(Running {
@@ -106,6 +114,7 @@ impl Node {
             start_limit,
             keep,
             launched,
+            cpu_before: Duration::ZERO,
         })
     }
 
@@ -156,6 +165,9 @@ impl Node {
             .map_err(|e| Problem::Boot(format!("the instance could not be resumed: {e}")))?;
         let start_limit = Duration::from_secs(self.config.restore_timeout_s);
         let mut runner = restored.runner;
+        if let Some(slot) = request.start_slot() {
+            runner.session.started_on_delivery(slot);
+        }
         runner.image = Some(image.clone());
         Ok(Running {
             runner,
@@ -163,6 +175,7 @@ impl Node {
             start_limit,
             keep,
             launched,
+            cpu_before: Duration::ZERO,
         })
     }
 
@@ -177,11 +190,19 @@ impl Node {
             start_limit,
             keep,
             launched,
+            cpu_before,
         } = running;
         let ended = runner
             .finish(answer, start_limit, request.event.timeout)
             .await;
         let done = Instant::now();
+        // Of a process that has ended it would be nothing.
+        let is_alive = matches!(ended, Ended::Answer(_) | Ended::TimedOut);
+        let usage = is_alive.then(|| Usage {
+            gate: self.gate.clone(),
+            time: done.saturating_duration_since(request.admitted),
+            cpu: runner.cpu_time().saturating_sub(cpu_before),
+        });
         let delivered = runner.session.delivered();
         let ended = match ended {
             Ended::BootFailed(reason) => return Err(Problem::Boot(reason)),
@@ -240,6 +261,7 @@ impl Node {
             duration: done.saturating_duration_since(delivered.unwrap_or(launched)),
             request_id: outcome.request_id.clone(),
             error_type: outcome.error_type.clone(),
+            usage,
         };
         if keep {
             end.write(&runner);

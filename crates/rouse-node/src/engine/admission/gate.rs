@@ -1,0 +1,218 @@
+//! Tasks that wait until the [`Queue`] admits them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::estimate::Observed;
+use super::queue::{Capacity, FlowLimits, Queue, State, Throttle, Ticket};
+
+/// Lets requests in, one by one, as the queue decides.
+#[derive(Debug, Clone)]
+pub struct Gate(Arc<Mutex<Inner>>);
+
+#[derive(Debug)]
+struct Inner {
+    queue: Queue,
+    /// Who is to be told when it is admitted.
+    waiting: HashMap<Ticket, oneshot::Sender<()>>,
+}
+
+/// A request that was admitted. Dropped when it is over, whatever has come of it.
+#[derive(Debug)]
+pub struct Permit {
+    gate: Gate,
+    ticket: Ticket,
+}
+
+/// The right to start an instance for a request. Dropped when the instance has the event, or is not coming.
+#[derive(Debug)]
+pub struct StartSlot {
+    gate: Gate,
+    ticket: Ticket,
+}
+
+impl Gate {
+    /// With nobody waiting.
+    pub fn new(capacity: Capacity) -> Self {
+        Self(Arc::new(Mutex::new(Inner {
+            queue: Queue::new(capacity),
+            waiting: HashMap::new(),
+        })))
+    }
+
+    /// Makes a function known, or changes its limits.
+    pub fn configure(&self, name: &str, limits: FlowLimits) {
+        let mut inner = self.lock();
+        inner.queue.configure(name, limits);
+        inner.admit();
+    }
+
+    /// A function is gone.
+    pub fn retire(&self, name: &str) {
+        let mut inner = self.lock();
+        inner.queue.retire(name);
+        inner.admit();
+    }
+
+    /// Waits for at most `patience` until a request of this function is admitted. Dropping the future takes it out of the
+    /// queue.
+    pub async fn enter(&self, name: &str, patience: Duration) -> Result<Permit, Throttle> {
+        // From here on the request leaves when the permit is dropped, wherever it is then.
+        let (permit, admitted) = {
+            let mut inner = self.lock();
+            let ticket = inner.queue.arrive(name)?;
+            inner.admit();
+            let permit = Permit {
+                gate: self.clone(),
+                ticket,
+            };
+            if inner.queue.state(ticket) != Some(State::Queued) {
+                return Ok(permit);
+            }
+            let (sender, admitted) = oneshot::channel();
+            inner.waiting.insert(ticket, sender);
+            (permit, admitted)
+        };
+        match tokio::time::timeout(patience, admitted).await {
+            Ok(Ok(())) => Ok(permit),
+            // It may have been admitted at this very moment.
+            _ if self.lock().queue.state(permit.ticket) != Some(State::Queued) => Ok(permit),
+            _ => Err(self.lock().queue.overdue(name)),
+        }
+    }
+
+    /// Takes note of what a request of this function has taken.
+    pub fn learn(&self, name: &str, observed: &Observed) {
+        self.lock().queue.learn(name, observed);
+    }
+
+    /// Requests of a function that wait, and that run or start.
+    pub fn counts(&self, name: &str) -> (usize, u32) {
+        self.lock().queue.counts(name)
+    }
+
+    /// Requests that functions have reserved, all together.
+    pub fn reserved(&self) -> u32 {
+        self.lock().queue.reserved()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Nothing in here panics while the lock is held.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    /// Lets in whoever there is room for.
+    fn admit(&mut self) {
+        while let Some(ticket) = self.queue.admit() {
+            if let Some(waiting) = self.waiting.remove(&ticket) {
+                // Who has gone away leaves by dropping its permit.
+                let _ = waiting.send(());
+            }
+        }
+    }
+}
+
+impl Permit {
+    /// The right to start an instance, which came with the permit.
+    pub fn start_slot(&self) -> StartSlot {
+        StartSlot {
+            gate: self.gate.clone(),
+            ticket: self.ticket,
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut inner = self.gate.lock();
+        inner.waiting.remove(&self.ticket);
+        inner.queue.leave(self.ticket);
+        inner.admit();
+    }
+}
+
+impl Drop for StartSlot {
+    fn drop(&mut self) {
+        let mut inner = self.gate.lock();
+        inner.queue.started(self.ticket);
+        inner.admit();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gate(running: u32, queued: u32) -> Gate {
+        let gate = Gate::new(Capacity {
+            running,
+            starting: 10,
+            cpu_milli: u64::MAX,
+            memory: u64::MAX,
+            queued,
+        });
+        let limits = FlowLimits {
+            tenant: "t".into(),
+            reserved: None,
+            most: None,
+            queued: 10,
+        };
+        gate.configure("f", limits);
+        gate
+    }
+
+    const LONG: Duration = Duration::from_secs(3600);
+
+    #[tokio::test]
+    async fn who_waits_is_let_in_when_another_leaves() {
+        let gate = gate(1, 10);
+        let first = gate.enter("f", LONG).await.unwrap();
+        let second = tokio::spawn({
+            let gate = gate.clone();
+            async move { gate.enter("f", LONG).await }
+        });
+        while gate.counts("f") != (1, 1) {
+            tokio::task::yield_now().await;
+        }
+        drop(first);
+        let second = second.await.unwrap().unwrap();
+        assert_eq!(gate.counts("f"), (0, 1));
+        drop(second);
+        assert_eq!(gate.counts("f"), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn who_goes_away_leaves_the_queue() {
+        let gate = gate(1, 10);
+        let first = gate.enter("f", LONG).await.unwrap();
+        let second = tokio::spawn({
+            let gate = gate.clone();
+            async move { gate.enter("f", LONG).await.map(drop) }
+        });
+        while gate.counts("f") != (1, 1) {
+            tokio::task::yield_now().await;
+        }
+        second.abort();
+        assert!(second.await.unwrap_err().is_cancelled());
+        assert_eq!(gate.counts("f"), (0, 1));
+        assert!(gate.lock().waiting.is_empty());
+        drop(first);
+        assert_eq!(gate.counts("f"), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn patience_ends() {
+        let gate = gate(1, 10);
+        let first = gate.enter("f", LONG).await.unwrap();
+        let second = gate.enter("f", Duration::ZERO).await;
+        assert!(second.is_err());
+        assert_eq!(gate.counts("f"), (0, 1));
+        drop(first.start_slot());
+        drop(first);
+    }
+}
