@@ -42,6 +42,12 @@ pub fn configuration(node: &Node, record: &FunctionRecord, qualifier: Option<&st
                 json!({ "Variables": settings.environment }),
             );
         }
+        if let Some(queue) = &record.events.dead_letters {
+            members.insert(
+                "DeadLetterConfig".into(),
+                json!({ "TargetArn": queue.arn() }),
+            );
+        }
         state(members, record);
     }
     value

@@ -9,6 +9,7 @@
 mod configuration;
 mod control;
 mod errors;
+mod events;
 mod extract;
 mod invoke;
 mod own;

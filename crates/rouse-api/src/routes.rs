@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use rouse_node::Node;
 
-use crate::{control, errors, invoke, own, serving};
+use crate::{control, errors, events, invoke, own, serving};
 
 /// Carries the id of the request in every answer.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
@@ -66,6 +66,17 @@ pub fn router(node: Arc<Node>) -> Router {
             get(serving::get_provisioned)
                 .put(serving::put_provisioned)
                 .delete(serving::delete_provisioned),
+        )
+        .route(
+            "/2019-09-25/functions/{function}/event-invoke-config",
+            get(events::get)
+                .put(events::put)
+                .post(events::update)
+                .delete(events::delete),
+        )
+        .route(
+            "/2019-09-25/functions/{function}/event-invoke-config/list",
+            get(events::list),
         )
         .route(
             "/2020-06-30/functions/{function}/code-signing-config",

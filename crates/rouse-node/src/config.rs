@@ -84,6 +84,8 @@ pub struct NodeConfig {
     pub max_unzipped_bytes: u64,
     /// Files and directories in a package.
     pub max_entries: usize,
+    /// Asynchronous invocations that may be accepted and not done; more are answered 429.
+    pub async_max_pending: usize,
     /// Seconds between the attempts of an asynchronous invocation; its length is the number of retries.
     pub async_retry_s: Vec<u64>,
     /// Seconds after which an asynchronous invocation that could not be delivered is given up.
@@ -131,6 +133,7 @@ impl Default for NodeConfig {
             max_zip_bytes: 52_428_800,
             max_unzipped_bytes: 262_144_000,
             max_entries: 100_000,
+            async_max_pending: 100_000,
             async_retry_s: vec![60, 120],
             async_max_age_s: 6 * 3600,
             log_file_bytes: 16 << 20,
@@ -241,6 +244,17 @@ impl NodeConfig {
                 bytes => bytes,
             },
             queued: self.queue_total,
+        }
+    }
+
+    /// Events that are delivered at the same time. Those that wait are on disk.
+    pub(crate) fn event_capacity(&self) -> Capacity {
+        Capacity {
+            running: u32::try_from(self.max_async_concurrency).unwrap_or(u32::MAX),
+            starting: u32::MAX,
+            cpu_milli: u64::MAX,
+            memory: u64::MAX,
+            queued: u32::MAX,
         }
     }
 

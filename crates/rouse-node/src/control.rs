@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::engine::build::{self, Occasion, remove_all};
 use crate::engine::function::{Function, function_of};
+use crate::events::policy::EventPolicy;
 use crate::function::arn::{FunctionRef, LATEST, function_arn};
 use crate::function::record::{CodeRef, FunctionRecord, State, key, now_ms};
 use crate::function::request::{
@@ -64,6 +65,10 @@ impl Node {
             state: State::Busy,
             last_update: State::Done,
             next_version: 1,
+            events: self.with_dead_letters(
+                &EventPolicy::default(),
+                request.settings.dead_letter_config.as_ref(),
+            )?,
             serving: patched(
                 &ServingPolicy::default(),
                 request.settings.rouse_serving.as_ref(),
@@ -122,6 +127,8 @@ impl Node {
         let pin = self.packages.pin(&old.code.sha256_hex);
         let record = FunctionRecord {
             settings,
+            events: self
+                .with_dead_letters(&old.events, request.settings.dead_letter_config.as_ref())?,
             serving: patched(&old.serving, request.settings.rouse_serving.as_ref())?,
             ..changed(&old)
         };
@@ -472,6 +479,11 @@ fn published(latest: &FunctionRecord) -> (FunctionRecord, FunctionRecord) {
         last_update: State::Done,
         next_version: 0,
         serving: latest.serving.of_version(),
+        events: EventPolicy {
+            // The rest belongs to the version that it was given.
+            dead_letters: latest.events.dead_letters.clone(),
+            ..EventPolicy::default()
+        },
         ..latest.clone()
     };
     (

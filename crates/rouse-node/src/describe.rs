@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::engine::function::{Function, SnapshotStatus, StoredSnapshot};
 use crate::engine::invoke::no_snapshot;
+use crate::events::policy::EventPolicy;
 use crate::function::arn::{FunctionRef, LATEST};
 use crate::function::record::{FunctionRecord, SnapshotPoint};
 use crate::node::Node;
@@ -33,6 +34,8 @@ pub struct Description {
     pub boots: BTreeMap<&'static str, u64>,
     /// How it is served.
     pub serving: ServingDescription,
+    /// What was decided about its asynchronous invocations.
+    pub events: EventPolicy,
     /// Instances that exist now.
     pub instances: Instances,
     /// Invocations since the node started.
@@ -214,6 +217,7 @@ impl Node {
         Ok(Description {
             record: function.record(),
             serving: self.describe_serving(&function),
+            events: function.record().events.clone(),
             snapshot,
             snapshots: self.describe_versions(&function, revision.as_ref()),
             boots: paths

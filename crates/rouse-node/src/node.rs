@@ -10,6 +10,7 @@
 //! packs/, dictionaries/              the pages of all snapshots
 //! node.key                           signs manifests, names pages
 //! logs/<function>.log                what functions print
+//! queues/<queue>/                    messages to queues, until somebody removes them
 //! ```
 //! Whatever the metadata does not name is left over from a crash and is removed at the start.
 
@@ -17,6 +18,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -85,6 +87,10 @@ pub struct Node {
     /// Which functions' memory is in DRAM.
     pub(crate) residency: ResidencyPolicy,
     pub(crate) events: EventSender,
+    /// Lets events in to be delivered, fair between functions.
+    pub(crate) event_gate: Gate,
+    /// Events that were accepted and are not done.
+    pub(crate) pending_events: AtomicUsize,
     /// Wakes whoever gives back what removed snapshots have left.
     garbage: mpsc::Sender<()>,
 }
@@ -147,6 +153,8 @@ impl Node {
             templates: Templates::default(),
             residency: ResidencyPolicy::new(&config.memory),
             events: event_sender,
+            event_gate: Gate::new(config.event_capacity()),
+            pending_events: AtomicUsize::new(0),
             garbage,
             config,
         });
@@ -165,9 +173,9 @@ impl Node {
             histories.into_iter().collect(),
         );
         for (id, event) in events {
-            events::resume(&node, id, event);
+            events::delivery::resume(&node, id, event);
         }
-        tokio::spawn(events::run(Arc::downgrade(&node), event_receiver));
+        tokio::spawn(events::delivery::run(Arc::downgrade(&node), event_receiver));
         tokio::spawn(collect_packages(Arc::downgrade(&node), unpinned));
         tokio::spawn(collect_snapshots(Arc::downgrade(&node), garbage_receiver));
         node.collect_snapshots();
@@ -259,6 +267,7 @@ impl Node {
         for record in removed.iter().map(|function| function.record()) {
             if record.version == LATEST {
                 self.gate.retire(&record.name);
+                self.event_gate.retire(&record.name);
             }
         }
         removed

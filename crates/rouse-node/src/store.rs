@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -63,6 +63,19 @@ pub struct EventRecord {
     pub accepted_ms: u64,
     /// Attempts that began.
     pub attempts: u32,
+    /// Of these, attempts that have ended with a function error.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub failures: u32,
+    /// Events that led to this one, as destinations of one another.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub hops: u32,
+    /// The queue that this is to be put into, instead of being handled by the function, which it then came from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue: Option<String>,
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// The store.
@@ -191,19 +204,7 @@ impl Store {
     /// Accepts an asynchronous invocation; returns its number, which is larger than all before.
     pub fn add_event(&self, event: &EventRecord, payload: &[u8]) -> Result<u64, StoreError> {
         let transaction = self.database.begin_write()?;
-        let id = {
-            let mut meta = transaction.open_table(META)?;
-            let id = meta
-                .get("next_event")?
-                .and_then(|value| value.value().parse().ok())
-                .unwrap_or(0u64);
-            meta.insert("next_event", (id + 1).to_string().as_str())?;
-            transaction
-                .open_table(EVENTS)?
-                .insert(id, encode(&event.request_id, event)?.as_slice())?;
-            transaction.open_table(PAYLOADS)?.insert(id, payload)?;
-            id
-        };
+        let id = insert_event(&transaction, event, payload)?;
         transaction.commit()?;
         Ok(id)
     }
@@ -241,13 +242,21 @@ impl Store {
         Ok(())
     }
 
-    /// An asynchronous invocation is done.
-    pub fn remove_event(&self, id: u64) -> Result<(), StoreError> {
+    /// An asynchronous invocation is done, and others follow from it: all or nothing. Returns the numbers of the others.
+    pub fn settle_event(
+        &self,
+        id: u64,
+        follow_ups: &[(EventRecord, Vec<u8>)],
+    ) -> Result<Vec<u64>, StoreError> {
         let transaction = self.database.begin_write()?;
         transaction.open_table(EVENTS)?.remove(id)?;
         transaction.open_table(PAYLOADS)?.remove(id)?;
+        let ids = follow_ups
+            .iter()
+            .map(|(event, payload)| insert_event(&transaction, event, payload))
+            .collect::<Result<_, _>>()?;
         transaction.commit()?;
-        Ok(())
+        Ok(ids)
     }
 
     fn pairs<T: DeserializeOwned>(
@@ -279,6 +288,25 @@ impl Store {
             })
             .collect()
     }
+}
+
+/// Adds an event under the next number.
+fn insert_event(
+    transaction: &WriteTransaction,
+    event: &EventRecord,
+    payload: &[u8],
+) -> Result<u64, StoreError> {
+    let mut meta = transaction.open_table(META)?;
+    let id = meta
+        .get("next_event")?
+        .and_then(|value| value.value().parse().ok())
+        .unwrap_or(0u64);
+    meta.insert("next_event", (id + 1).to_string().as_str())?;
+    transaction
+        .open_table(EVENTS)?
+        .insert(id, encode(&event.request_id, event)?.as_slice())?;
+    transaction.open_table(PAYLOADS)?.insert(id, payload)?;
+    Ok(id)
 }
 
 fn encode<T: Serialize>(key: &str, value: &T) -> Result<Vec<u8>, StoreError> {

@@ -49,6 +49,7 @@ fn record(name: &str) -> FunctionRecord {
         last_update: State::Done,
         next_version: 1,
         serving: rouse_node::ServingPolicy::default(),
+        events: rouse_node::events::policy::EventPolicy::default(),
     }
 }
 
@@ -60,6 +61,9 @@ fn event(id: &str) -> EventRecord {
         client_context: None,
         accepted_ms: 1,
         attempts: 0,
+        failures: 0,
+        hops: 0,
+        queue: None,
     }
 }
 

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::arn::LATEST;
 use super::snapshot_point::SnapshotPointSettings;
+use crate::events::policy::EventPolicy;
 use crate::serving::policy::ServingPolicy;
 
 /// Everything the store knows about one version of a function.
@@ -34,6 +35,9 @@ pub struct FunctionRecord {
     /// How it is served. Not a part of `settings`: nothing has to be built when it changes.
     #[serde(default, skip_serializing_if = "ServingPolicy::is_empty")]
     pub serving: ServingPolicy,
+    /// What was decided about its asynchronous invocations.
+    #[serde(default, skip_serializing_if = "EventPolicy::is_empty")]
+    pub events: EventPolicy,
 }
 
 /// What can be configured.

@@ -87,11 +87,46 @@ pub struct Settings {
     pub vpc_config: Option<serde_json::Value>,
     pub file_system_configs: Option<Vec<serde_json::Value>>,
     pub image_config: Option<serde_json::Value>,
-    pub dead_letter_config: Option<serde_json::Value>,
+    pub dead_letter_config: Option<DeadLetterConfig>,
     /// Ours.
     pub rouse_snapshot_point: Option<SnapshotPointSettings>,
     /// Ours: a JSON merge patch of the serving policy.
     pub rouse_serving: Option<serde_json::Value>,
+}
+
+/// Where events go that were given up.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+#[allow(missing_docs, reason = "named after the members of the API")]
+pub struct DeadLetterConfig {
+    pub target_arn: Option<String>,
+}
+
+/// Body of PutFunctionEventInvokeConfig and UpdateFunctionEventInvokeConfig.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+#[allow(missing_docs, reason = "named after the members of the API")]
+pub struct EventInvokeConfig {
+    pub maximum_retry_attempts: Option<u32>,
+    pub maximum_event_age_in_seconds: Option<u64>,
+    pub destination_config: Option<DestinationConfig>,
+}
+
+/// Who is told how events end.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+#[allow(missing_docs, reason = "named after the members of the API")]
+pub struct DestinationConfig {
+    pub on_success: Option<DestinationArn>,
+    pub on_failure: Option<DestinationArn>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+#[allow(missing_docs, reason = "named after the members of the API")]
+pub struct DestinationArn {
+    pub destination: Option<String>,
 }
 
 /// Environment variables.

@@ -405,8 +405,6 @@ fn unsupported(request: &Settings) -> Result<(), Refusal> {
         .is_some_and(|f| !f.is_empty())
     {
         "FileSystemConfigs"
-    } else if filled(&request.dead_letter_config, "TargetArn") {
-        "DeadLetterConfig"
     } else if ["EntryPoint", "Command", "WorkingDirectory"]
         .iter()
         .any(|member| filled(&request.image_config, member))

@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::policy::{KeepAlive, OF_ALL_VERSIONS, Serving, ServingPolicy};
+use crate::engine::admission::FlowLimits;
 use crate::engine::function::{Function, SnapshotStatus};
 use crate::function::arn::{FunctionRef, LATEST};
 use crate::function::record::{FunctionRecord, State};
@@ -96,6 +97,14 @@ impl Node {
         let record = function.record();
         if record.version == LATEST {
             let limits = self.serving(function).flow_limits();
+            // One that may run no more must not take the places of others, waiting for its own.
+            let events = FlowLimits {
+                most: limits.most.into_iter().chain(limits.reserved).min(),
+                reserved: None,
+                queued: u32::MAX,
+                ..limits.clone()
+            };
+            self.event_gate.configure(&record.name, events);
             self.gate.configure(&record.name, limits);
         }
     }

@@ -1,3 +1,4 @@
+import json
 import os
 import sys
 import threading
@@ -9,6 +10,10 @@ count = 0
 def handler(event, context):
     global count
     count += 1
+    if "TELL" in os.environ:
+        with open(os.environ["TELL"], "a") as file:
+            file.write(json.dumps(event) + "\n")
+        return
     do = event.get("do")
     if do == "raise":
         raise ValueError("no good")

@@ -171,6 +171,9 @@ settings! {
     /// Files and directories in a package
     #[arg(value_name = "N")]
     max_entries: usize = "ROUSE_MAX_ENTRIES",
+    /// Asynchronous invocations that may be accepted and not done; more are answered 429
+    #[arg(value_name = "N")]
+    async_max_pending: usize = "ROUSE_ASYNC_MAX_PENDING",
     /// Seconds before each retry of a failed asynchronous invocation
     #[arg(value_name = "SECONDS,...", value_delimiter = ',')]
     async_retry_s: Vec<u64> = "ROUSE_ASYNC_RETRY_S",

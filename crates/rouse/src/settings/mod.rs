@@ -203,6 +203,7 @@ impl ServeConfig {
             max_zip_bytes: s.get("max_zip_bytes", |s| s.max_zip_bytes)?,
             max_unzipped_bytes: s.get("max_unzipped_bytes", |s| s.max_unzipped_bytes)?,
             max_entries: s.get("max_entries", |s| s.max_entries)?,
+            async_max_pending: s.get("async_max_pending", |s| s.async_max_pending)?,
             async_retry_s: s.get("async_retry_s", |s| s.async_retry_s.clone())?,
             async_max_age_s: s.get("async_max_age_s", |s| s.async_max_age_s)?,
             log_file_bytes: s.get("log_file_bytes", |s| s.log_file_bytes)?,
