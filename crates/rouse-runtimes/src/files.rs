@@ -27,6 +27,7 @@ const SOURCES: &[(&str, &[u8])] = embedded![
     "nodejs/hooks.cjs",
     "nodejs/log.cjs",
     "nodejs/ric.cjs",
+    "nodejs/template.cjs",
     "nodejs/unique.cjs",
     "nodejs/node_modules/rouse-snapshot/index.js",
     "nodejs/node_modules/rouse-snapshot/package.json",

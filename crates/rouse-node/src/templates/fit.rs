@@ -1,7 +1,12 @@
 //! Which functions can be made of a template: those whose interpreter would have started in the same way.
 //!
-//! What a package changes about the start (a module or a library that is preferred to the system's) is found by the
-//! client itself, which then starts over from nothing.
+//! What a package changes about the start (a module or a library that is preferred to the system's) is found by the Python
+//! client itself, which then starts over from nothing. Node has no call by which a process could do that.
+
+use std::fs;
+use std::path::Path;
+
+use rouse_runtimes::Runtime;
 
 use super::plan::TemplatePlan;
 use crate::engine::function::Revision;
@@ -40,10 +45,28 @@ pub fn check(plan: &TemplatePlan, revision: &Revision) -> Result<(), String> {
     if spec.argv.len() != plan.launch.argv.len() + 1 || !spec.argv.starts_with(&plan.launch.argv) {
         return Err("its package brings its own runtime client".into());
     }
+    let runtime = Runtime::parse(&revision.record.settings.runtime);
+    if runtime == Some(Runtime::NodeJs) && has_libraries(&spec.task_dir) {
+        return Err(
+            "the dynamic linker may find the interpreter's libraries in its package".into(),
+        );
+    }
     match differing(&plan.launch.env, &spec.env) {
         Some(name) => Err(format!("the interpreter reads {name} when it starts")),
         None => Ok(()),
     }
+}
+
+/// Are there shared libraries in a package, in the folders in which the dynamic linker looks first?
+fn has_libraries(task_dir: &Path) -> bool {
+    ["", "lib"].iter().any(|folder| {
+        let entries = fs::read_dir(task_dir.join(folder)).into_iter().flatten();
+        let mut names = entries.flatten().map(|entry| entry.file_name());
+        names.any(|name| {
+            let name = name.to_string_lossy();
+            name.ends_with(".so") || name.contains(".so.")
+        })
+    })
 }
 
 /// A variable that is read at the start and has another value.
@@ -78,6 +101,21 @@ fn is_read_at_start(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn libraries_count_where_the_linker_looks() {
+        let package = tempfile::tempdir().unwrap();
+        let file = |name: &str| {
+            let path = package.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "").unwrap();
+        };
+        file("app.js");
+        file("node_modules/sharp/libvips.so.42");
+        assert!(!has_libraries(package.path()));
+        file("lib/libstdc++.so.6");
+        assert!(has_libraries(package.path()));
+    }
 
     fn variables(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
         pairs

@@ -80,7 +80,8 @@ impl Node {
             return None;
         }
         let runtime = Runtime::parse(&record.settings.runtime)?;
-        TemplatePlan::of(&self.config, runtime)
+        let memory = u64::from(record.settings.memory_mib) << 20;
+        TemplatePlan::of(&self.config, runtime, memory)
     }
 
     /// Where a template's snapshot is.

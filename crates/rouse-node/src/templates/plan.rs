@@ -15,25 +15,26 @@ use crate::engine::environment::common_variables;
 /// Tells the client that it is to become a template.
 const MARK: &str = "ROUSE_TEMPLATE";
 
-/// Memory of the sandbox in which a template is made, bytes.
+/// Memory of the sandbox in which a template is made that fits functions of any memory, bytes.
 const MEMORY: u64 = 512 << 20;
 
 /// How a template is made.
 #[derive(Debug, Clone)]
 pub struct TemplatePlan {
-    /// `python3-` and a digest.
+    /// `python3-` or `nodejs-`, and a digest.
     pub name: String,
     /// The program without a function.
     pub launch: LaunchSpec,
 }
 
 impl TemplatePlan {
-    /// The plan for functions of a runtime; `None` when the runtime has no template.
-    pub fn of(config: &NodeConfig, runtime: Runtime) -> Option<Self> {
-        let (word, interpreter) = match runtime {
-            Runtime::Python3 => ("python3", &config.interpreters.python3),
-            // V8 sizes its heap by the memory that it finds when it starts, which is each function's own.
-            Runtime::NodeJs | Runtime::Provided => return None,
+    /// The plan for functions of a runtime that have `memory` bytes; `None` when the runtime has no template.
+    pub fn of(config: &NodeConfig, runtime: Runtime, memory: u64) -> Option<Self> {
+        let (word, interpreter, memory) = match runtime {
+            Runtime::Python3 => ("python3", &config.interpreters.python3, MEMORY),
+            // V8 sizes its heap when it starts, by the memory that it finds: one template for each size.
+            Runtime::NodeJs => ("nodejs", &config.interpreters.nodejs, memory),
+            Runtime::Provided => return None,
         };
         let task_dir = config.state_dir.join(EMPTY_PACKAGE);
         let interpreters = rouse_runtimes::Interpreters {
@@ -52,7 +53,7 @@ impl TemplatePlan {
             task_dir,
             cwd: "/var/task".into(),
             limits: Limits {
-                memory: MEMORY,
+                memory,
                 pids: config.pids,
                 cpu_millis: 1000,
                 tmp: 64 << 20,
@@ -104,7 +105,11 @@ mod tests {
     #[test]
     fn the_name_follows_what_the_template_depends_on() {
         let config = NodeConfig::default();
-        let name = |config: &NodeConfig| TemplatePlan::of(config, Runtime::Python3).unwrap().name;
+        let name = |config: &NodeConfig| {
+            TemplatePlan::of(config, Runtime::Python3, MEMORY)
+                .unwrap()
+                .name
+        };
         let usual = name(&config);
         assert_eq!(usual, name(&config));
         let mut other = config.clone();
@@ -113,29 +118,44 @@ mod tests {
         other = config.clone();
         other.region = "eu-central-1".into();
         assert_ne!(usual, name(&other));
-        assert!(TemplatePlan::of(&config, Runtime::Provided).is_none());
+        assert!(TemplatePlan::of(&config, Runtime::Provided, MEMORY).is_none());
+    }
+
+    #[test]
+    fn only_v8_is_told_how_much_memory_there_is() {
+        let config = NodeConfig::default();
+        let name = |runtime, memory| TemplatePlan::of(&config, runtime, memory).unwrap().name;
+        assert_eq!(
+            name(Runtime::Python3, 128 << 20),
+            name(Runtime::Python3, 1 << 30)
+        );
+        assert_ne!(
+            name(Runtime::NodeJs, 128 << 20),
+            name(Runtime::NodeJs, 1 << 30)
+        );
     }
 
     #[test]
     fn nothing_of_a_function_is_in_the_launch() {
-        let launch = TemplatePlan::of(&NodeConfig::default(), Runtime::Python3)
-            .unwrap()
-            .launch;
-        assert_eq!(
-            launch.argv.last().unwrap(),
-            "/var/runtime/python3/bootstrap.py"
-        );
         let of_function = [
             "AWS_LAMBDA_FUNCTION_",
             "_HANDLER",
             "AWS_LAMBDA_LOG_",
             "AWS_EXECUTION_ENV",
         ];
-        for (name, _) in &launch.env {
-            assert!(
-                !of_function.iter().any(|prefix| name.starts_with(prefix)),
-                "{name}"
-            );
+        for (runtime, client) in [
+            (Runtime::Python3, "/var/runtime/python3/bootstrap.py"),
+            (Runtime::NodeJs, "/var/runtime/nodejs/bootstrap.cjs"),
+        ] {
+            let plan = TemplatePlan::of(&NodeConfig::default(), runtime, MEMORY);
+            let launch = plan.unwrap().launch;
+            assert_eq!(launch.argv.last().unwrap(), client);
+            for (name, _) in &launch.env {
+                assert!(
+                    !of_function.iter().any(|prefix| name.starts_with(prefix)),
+                    "{name}"
+                );
+            }
         }
     }
 }

@@ -160,13 +160,18 @@ async function answerWarmUp(connection, handler) {
   delete env._X_AMZN_TRACE_ID;
 }
 
+// What makes the bytes of one snapshot useful to many copies.
+async function settle() {
+  await warmUp();
+  collectGarbage();
+}
+
 // Returns the reply to `restore/next` when it carries an invocation already, else null.
 async function snapshot(connection, handler) {
   await answerWarmUp(connection, handler);
   try {
     await hooks.runBefore();
-    await warmUp();
-    collectGarbage();
+    await settle();
   } catch (error) {
     await fail(connection, error, 'init/error', 'Runtime.BeforeSnapshotError', 64);
   }
@@ -187,10 +192,12 @@ async function snapshot(connection, handler) {
 }
 
 async function main() {
-  const name = process.argv[2] ?? env._HANDLER ?? '';
+  const isTemplate = process.argv.length === 2 && env.ROUSE_TEMPLATE === '1';
+  let name = process.argv[2] ?? env._HANDLER ?? '';
   process.argv.length = 2;
   log.patchConsole();
   const connection = new Connection(env.AWS_LAMBDA_RUNTIME_API);
+  if (isTemplate) name = await require('./template.cjs').become(connection, settle);
   watchUncaught(connection, () => {
     const id = log.state.requestId;
     return { path: id === undefined ? 'init/error' : `invocation/${id}/error` };
