@@ -44,7 +44,11 @@ pub trait Live: Any + Send + Sync {
     fn kill(&self);
     /// Memory and faults of the function's first process.
     fn memory(&self) -> std::io::Result<MemoryUse>;
-    /// Stages of the boot that are over; complete once the instance has asked for work.
+    /// Waits until what the instance says about its boot has been heard. It says that before its own code runs.
+    fn told(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+    /// Stages of the boot that are over; complete once it has [`told`](Self::told).
     fn stages(&self) -> Vec<Stage>;
     /// What went wrong before the function's own code ran, if anything did.
     fn failure(&self) -> Option<Failure>;
@@ -249,6 +253,10 @@ impl Live for Instance {
 
     fn memory(&self) -> std::io::Result<MemoryUse> {
         Instance::memory(self)
+    }
+
+    fn told(&self) -> BoxFuture<'_, ()> {
+        Box::pin(Instance::told(self))
     }
 
     fn stages(&self) -> Vec<Stage> {

@@ -178,7 +178,13 @@ impl Instance {
         self.monitor.pid()
     }
 
-    /// Stages of the boot that are over. Complete once the instance has asked for work.
+    /// Waits until what the instance says about its boot has been heard: [`pid`](Self::pid) and [`stages`](Self::stages)
+    /// are complete then. It says that before its own code runs, so of one that has answered this takes no time to speak of.
+    pub async fn told(&self) {
+        self.monitor.told().await;
+    }
+
+    /// Stages of the boot that are over.
     pub fn stages(&self) -> Vec<Stage> {
         self.monitor.stages()
     }

@@ -11,7 +11,7 @@ use rouse_restorer::program::Program;
 use rouse_sandbox::SandboxHandle;
 use rouse_sandbox::exec::CANNOT_RUN;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 use crate::credentials::{self, Message};
 use crate::instance::{ExitReason, Failure, Stage};
@@ -22,6 +22,8 @@ use crate::reaper::Reaper;
 #[derive(Debug, Clone)]
 pub struct Monitor {
     state: Arc<Mutex<State>>,
+    /// Wakes whoever waits until it has told all.
+    heard: Arc<Notify>,
 }
 
 #[derive(Debug)]
@@ -35,6 +37,17 @@ struct State {
     resumed: Option<Instant>,
     /// It has said that it goes on.
     went_on: bool,
+    /// It has said how its boot went, or will not.
+    reported: bool,
+    /// It says nothing more.
+    silent: bool,
+}
+
+impl State {
+    fn has_told_all(&self) -> bool {
+        let goes_on = self.resumed.is_none() || self.went_on;
+        self.silent || self.failure.is_some() || (self.reported && goes_on)
+    }
 }
 
 /// Memory of which pages may be absent.
@@ -111,9 +124,12 @@ impl Monitor {
             up: subject.up.take(),
             resumed: None,
             went_on: false,
+            reported: subject.program.is_none(),
+            silent: false,
         };
         let monitor = Self {
             state: Arc::new(Mutex::new(state)),
+            heard: Arc::default(),
         };
         let (ended, exit) = watch::channel(None);
         tokio::spawn(monitor.clone().follow(subject, reaper.clone(), ended));
@@ -126,6 +142,18 @@ impl Monitor {
 
     pub fn stages(&self) -> Vec<Stage> {
         self.lock().stages.clone()
+    }
+
+    /// Waits until it has told all that it tells before its own code runs. What an instance answers may be known before
+    /// that has been read.
+    pub async fn told(&self) {
+        loop {
+            let heard = self.heard.notified();
+            if self.lock().has_told_all() {
+                return;
+            }
+            heard.await;
+        }
     }
 
     /// An instance that was made ahead is taken: its stages begin with these.
@@ -181,6 +209,8 @@ impl Monitor {
                 )))
             }
         }
+        self.lock().silent = true;
+        self.heard.notify_waiters();
         if end.is_none() {
             end = self.pid().map(|pid| reaper.end_of(pid, started));
         }
@@ -230,7 +260,10 @@ impl Monitor {
                         watch.begin(control, uffd, sandbox).await?;
                     }
                 }
-                Ok(Ok(message)) => self.take(&message.bytes, message.pid, started, program),
+                Ok(Ok(message)) => {
+                    self.take(&message.bytes, message.pid, started, program);
+                    self.heard.notify_waiters();
+                }
                 Ok(Err(_)) => return Ok(()),
                 Err(_would_block) => {}
             }
@@ -266,6 +299,7 @@ impl Monitor {
                     us: pair[1].saturating_sub(pair[0]),
                 });
             }
+            state.reported = true;
             if let Some(up) = state.up.take() {
                 // Whoever waited may have given up.
                 let _ = up.send(());

@@ -327,6 +327,11 @@ impl Runner {
         self.live.stages()
     }
 
+    /// Waits until all is known that the instance says about its boot.
+    pub async fn told(&self) {
+        self.live.told().await;
+    }
+
     /// Memory of its first process.
     pub fn memory(&self) -> io::Result<MemoryUse> {
         self.live.memory()

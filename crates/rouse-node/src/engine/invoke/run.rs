@@ -211,7 +211,10 @@ impl Node {
             }
             // One that died while it was parked, so late that it could still be taken: the event has not been seen.
             Ended::Exited(_) if !runner.has_run() => return Err(Problem::Stale),
-            Ended::Answer(answer) => Ended::Answer(answer),
+            Ended::Answer(answer) => {
+                runner.told().await;
+                Ended::Answer(answer)
+            }
             other => match self.damage(runner.image.as_ref(), &other).await {
                 Some(problem) if delivered.is_none() => return Err(Problem::Boot(problem)),
                 Some(problem) => return Err(Problem::Damaged(problem)),
