@@ -101,14 +101,7 @@ fn options(headers: &HeaderMap) -> Result<InvokeOptions, Refused> {
     let boot = match text(headers, BOOT.as_str())? {
         None => None,
         Some(name) => {
-            let paths = [
-                BootPath::Cold,
-                BootPath::Restore,
-                BootPath::Fork,
-                BootPath::Parked,
-                BootPath::Warm,
-            ];
-            let path = paths.into_iter().find(|path| path.name() == name);
+            let path = BootPath::ALL.into_iter().find(|path| path.name() == name);
             Some(path.ok_or_else(|| {
                 Refusal::InvalidParameterValue(format!(
                     "{name:?} is no boot path; there are cold, restore, fork, parked and warm."

@@ -1,6 +1,6 @@
 //! HTTP for a node: the control plane and Invoke of AWS Lambda, and rouse's own routes.
 //!
-//! [`router`] is the whole API as a tower service, [`serve`] runs it on a listener until told to stop. The handlers only
+//! [`router`] is the whole API as a tower service, [`serve`] runs one on a listener until told to stop. The handlers only
 //! translate: what is allowed and what happens is decided by [`rouse_node::Node`]. `docs/api.md` lists the operations,
 //! the headers and the differences to Lambda.
 
@@ -16,21 +16,19 @@ mod own;
 mod routes;
 mod serving;
 
+use axum::serve::ListenerExt;
 use std::future::Future;
 use std::io;
-use std::sync::Arc;
-
-use axum::serve::ListenerExt;
-use rouse_node::Node;
 use tokio::net::TcpListener;
 
-pub use routes::router;
+pub use axum::Router;
+pub use routes::{metrics_router, router, router_without_metrics};
 
-/// Serves the API until `shutdown` is ready; then no connection is accepted any more, and this returns when the
+/// Serves `router` until `shutdown` is ready; then no connection is accepted any more, and this returns when the
 /// requests that run have been answered. A caller that does not want to wait that long drops the future.
 pub async fn serve(
-    node: Arc<Node>,
     listener: TcpListener,
+    router: Router,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
     let listener = listener.tap_io(|stream| {
@@ -39,9 +37,7 @@ pub async fn serve(
             tracing::debug!(%error, "cannot set TCP_NODELAY");
         }
     });
-    let served = axum::serve(listener, router(Arc::clone(&node)))
+    axum::serve(listener, router)
         .with_graceful_shutdown(shutdown)
-        .await;
-    node.end_instances();
-    served
+        .await
 }

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, State};
+use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
+use rouse_node::metrics::prometheus;
 use rouse_node::{Node, Refusal, SnapshotPointSettings};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -23,12 +25,36 @@ pub async fn health() -> Json<Value> {
     Json(json!({ "status": "ok" }))
 }
 
-/// The node takes requests. It does from the moment that it listens; snapshots may still be loading.
-pub async fn ready(State(node): State<Arc<Node>>) -> Json<Value> {
+/// The node takes requests, or says why not. Snapshots may still be loading: their functions are served cold meanwhile.
+pub async fn ready(State(node): State<Arc<Node>>) -> Response {
     let usage = node.usage();
-    Json(
-        json!({ "status": "ready", "functions": usage.functions, "snapshots_pending": usage.snapshots_pending }),
-    )
+    let reasons = node.obstacles().await;
+    let (code, status) = match reasons.is_empty() {
+        true => (StatusCode::OK, "ready"),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "not ready"),
+    };
+    let body = json!({
+        "status": status,
+        "reasons": reasons,
+        "functions": usage.functions,
+        "snapshots_pending": usage.snapshots_pending,
+    });
+    (code, Json(body)).into_response()
+}
+
+/// What the node counts and holds, in Prometheus' text format.
+pub async fn metrics(State(node): State<Arc<Node>>) -> Result<Response, Refused> {
+    let is_ready = node.obstacles().await.is_empty();
+    let text = prometheus::text(node.report().await?, is_ready)
+        .map_err(|error| Refusal::Service(format!("The metrics could not be written: {error}")))?;
+    Ok(([(CONTENT_TYPE, prometheus::CONTENT_TYPE)], text).into_response())
+}
+
+/// The same for programs that show it, such as `rouse top`.
+pub async fn report(State(node): State<Arc<Node>>) -> Result<Json<Value>, Refused> {
+    let value = serde_json::to_value(node.report().await?)
+        .map_err(|error| Refusal::Service(format!("The report could not be written: {error}")))?;
+    Ok(Json(value))
 }
 
 pub async fn describe(

@@ -15,8 +15,42 @@ use crate::{control, errors, events, invoke, own, serving};
 /// Carries the id of the request in every answer.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
 
-/// The whole API of a node.
+/// The whole API of a node, metrics included.
 pub fn router(node: Arc<Node>) -> Router {
+    finish(api().merge(health()).merge(metrics()), node)
+}
+
+/// All of it but the metrics, which are read elsewhere.
+pub fn router_without_metrics(node: Arc<Node>) -> Router {
+    finish(api().merge(health()), node)
+}
+
+/// Metrics and health, for an address that only operators reach.
+pub fn metrics_router(node: Arc<Node>) -> Router {
+    finish(health().merge(metrics()), node)
+}
+
+fn finish(routes: Router<Arc<Node>>, node: Arc<Node>) -> Router {
+    routes
+        .fallback(unknown)
+        .method_not_allowed_fallback(unknown)
+        .layer(map_response(with_request_id))
+        // The handlers read bodies themselves, each with its own limit and Lambda's words.
+        .layer(DefaultBodyLimit::disable())
+        .with_state(node)
+}
+
+fn health() -> Router<Arc<Node>> {
+    Router::new()
+        .route("/healthz", get(own::health))
+        .route("/readyz", get(own::ready))
+}
+
+fn metrics() -> Router<Arc<Node>> {
+    Router::new().route("/metrics", get(own::metrics))
+}
+
+fn api() -> Router<Arc<Node>> {
     let functions = Router::new()
         .route("/", get(control::list).post(control::create))
         .route("/{function}", get(control::get).delete(control::delete))
@@ -82,8 +116,7 @@ pub fn router(node: Arc<Node>) -> Router {
             "/2020-06-30/functions/{function}/code-signing-config",
             get(control::code_signing),
         )
-        .route("/healthz", get(own::health))
-        .route("/readyz", get(own::ready))
+        .route("/rouse/v1/node", get(own::report))
         .route("/rouse/v1/functions/{function}", get(own::describe))
         .route("/rouse/v1/functions/{function}/logs", get(own::logs))
         .route("/rouse/v1/functions/{function}/memory", get(own::memory))
@@ -102,12 +135,6 @@ pub fn router(node: Arc<Node>) -> Router {
         )
         .route("/rouse/v1/tiers", get(own::tiers))
         .route("/rouse/v1/packages/{sha256}", get(own::package))
-        .fallback(unknown)
-        .method_not_allowed_fallback(unknown)
-        .layer(map_response(with_request_id))
-        // The handlers read bodies themselves, each with its own limit and Lambda's words.
-        .layer(DefaultBodyLimit::disable())
-        .with_state(node)
 }
 
 async fn unknown(method: Method, uri: Uri) -> Response {

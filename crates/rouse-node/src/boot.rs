@@ -14,10 +14,13 @@ use std::time::Duration;
 
 use rouse_pool::NumaNode;
 use rouse_pool::cost::CostInputs;
+use rouse_pool::keeper::PagerStats;
 use rouse_process::instance::{
     BootPath, ExitReason, Failure, Instance, LaunchSpec, MemoryUse, Stage,
 };
-use rouse_process::launcher::{CheckpointReport, Image, LaunchError, Launcher, Residency};
+use rouse_process::launcher::{
+    CheckpointReport, Image, LaunchError, Launcher, Residency, StockCounts,
+};
 use rouse_process::memory_report::MemoryReport;
 use rouse_process::working_set::WorkingSetReport;
 use tokio::sync::watch;
@@ -206,6 +209,18 @@ pub trait Boot: Send + Sync + 'static {
     /// Was the snapshot stored anew since it was loaded? Then it has to be loaded again before pages are let go of.
     fn is_stale(&self, _image: &LoadedImage) -> bool {
         false
+    }
+    /// Why no instance can be started any more, in sentences. Empty as long as all is well.
+    fn problems(&self) -> Vec<&'static str> {
+        Vec::new()
+    }
+    /// What became of the sandboxes that were made ahead.
+    fn sandbox_counts(&self) -> StockCounts {
+        StockCounts::default()
+    }
+    /// What the pager has done so far; `None` where there is none.
+    fn pager_stats(&self) -> Option<PagerStats> {
+        None
     }
     /// What makes the image useless, if something was found.
     fn problem(&self, _image: &LoadedImage) -> Option<String> {
@@ -469,6 +484,18 @@ impl Boot for Launcher {
     fn is_stale(&self, image: &LoadedImage) -> bool {
         let image = image.inner.downcast_ref::<Image>();
         image.is_some_and(Image::is_stale)
+    }
+
+    fn problems(&self) -> Vec<&'static str> {
+        Launcher::problems(self)
+    }
+
+    fn sandbox_counts(&self) -> StockCounts {
+        Launcher::sandbox_counts(self)
+    }
+
+    fn pager_stats(&self) -> Option<PagerStats> {
+        Launcher::pager_stats(self)
     }
 
     fn problem(&self, image: &LoadedImage) -> Option<String> {

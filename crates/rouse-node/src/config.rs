@@ -94,6 +94,8 @@ pub struct NodeConfig {
     pub log_file_bytes: u64,
     /// Bytes that one function may log in a second on average; more is dropped, and counted.
     pub log_rate_bytes: u64,
+    /// Functions, each version counted, that have metrics of their own; those beyond count together as `other`.
+    pub metrics_functions: usize,
 }
 
 impl Default for NodeConfig {
@@ -138,6 +140,7 @@ impl Default for NodeConfig {
             async_max_age_s: 6 * 3600,
             log_file_bytes: 16 << 20,
             log_rate_bytes: 4 << 20,
+            metrics_functions: 256,
         }
     }
 }

@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
-use rouse_process::instance::BootPath;
 use rouse_process::memory_report::MemoryReport;
 use rouse_process::working_set::WorkingSetReport;
 use serde::Serialize;
@@ -49,7 +47,7 @@ pub struct Description {
 }
 
 /// Instances that exist now.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct Instances {
     /// Handling a request, starting or ending.
     pub busy: usize,
@@ -163,6 +161,20 @@ impl Node {
         }
     }
 
+    /// Instances of a function that exist now.
+    pub(crate) fn instances_of(&self, function: &Function) -> Instances {
+        let revision = function.serving();
+        let parked = revision.map_or(0, |revision| match revision.snapshot() {
+            SnapshotStatus::Ready(ready) => self.boot.parked_count(&ready.image),
+            _ => 0,
+        });
+        Instances {
+            busy: function.busy_count(),
+            idle: function.idle_count(),
+            parked,
+        }
+    }
+
     /// Describes a function.
     pub fn describe(&self, target: &FunctionRef) -> Result<Description, Refusal> {
         let function = self.find(target)?;
@@ -206,37 +218,17 @@ impl Node {
             },
         };
         let counters = &function.counters;
-        let idle = function.idle_count();
-        let paths = [
-            BootPath::Cold,
-            BootPath::Restore,
-            BootPath::Fork,
-            BootPath::Parked,
-            BootPath::Warm,
-        ];
         Ok(Description {
             record: function.record(),
             serving: self.describe_serving(&function),
             events: function.record().events.clone(),
             snapshot,
             snapshots: self.describe_versions(&function, revision.as_ref()),
-            boots: paths
-                .into_iter()
-                .map(|path| (path.name(), counters.boots(path)))
-                .collect(),
-            instances: Instances {
-                busy: function.busy_count(),
-                idle,
-                parked: revision
-                    .as_ref()
-                    .map_or(0, |revision| match revision.snapshot() {
-                        SnapshotStatus::Ready(ready) => self.boot.parked_count(&ready.image),
-                        _ => 0,
-                    }),
-            },
-            invocations: counters.invocations.load(Ordering::Relaxed),
-            errors: counters.errors.load(Ordering::Relaxed),
-            throttles: counters.throttles.load(Ordering::Relaxed),
+            boots: counters.own().boots(),
+            instances: self.instances_of(&function),
+            invocations: counters.own().invocations(),
+            errors: counters.own().errors().values().sum(),
+            throttles: counters.own().throttles(),
             dropped_log_lines: function.log.dropped(),
         })
     }

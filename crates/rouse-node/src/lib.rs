@@ -18,6 +18,7 @@
 //! | [`events`] | asynchronous invocations |
 //! | [`runtime_api`] | the API that runtimes call |
 //! | [`logs`] | what functions print |
+//! | [`metrics`] | what the node tells its operator |
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
 
@@ -29,6 +30,7 @@ pub mod engine;
 pub mod events;
 pub mod function;
 pub mod logs;
+pub mod metrics;
 pub mod node;
 pub mod package;
 pub mod refusal;

@@ -18,7 +18,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -36,6 +36,7 @@ use crate::events::{self, EventSender};
 use crate::function::arn::{FunctionRef, LATEST, function_arn};
 use crate::function::record::{FunctionRecord, SnapshotRecord, State, directory_name, key};
 use crate::logs::files::LogFiles;
+use crate::metrics::Metrics;
 use crate::package::{CodePin, PackageStore, UnpackLimits};
 use crate::refusal::Refusal;
 use crate::residency::{self, ResidencyPolicy};
@@ -91,6 +92,9 @@ pub struct Node {
     pub(crate) event_gate: Gate,
     /// Events that were accepted and are not done.
     pub(crate) pending_events: AtomicUsize,
+    pub(crate) metrics: Metrics,
+    /// No more requests should be sent here.
+    pub(crate) is_draining: AtomicBool,
     /// Wakes whoever gives back what removed snapshots have left.
     garbage: mpsc::Sender<()>,
 }
@@ -155,6 +159,8 @@ impl Node {
             events: event_sender,
             event_gate: Gate::new(config.event_capacity()),
             pending_events: AtomicUsize::new(0),
+            metrics: Metrics::new(config.metrics_functions),
+            is_draining: AtomicBool::new(false),
             garbage,
             config,
         });
@@ -245,11 +251,15 @@ impl Node {
     /// Puts a stored function among those that can be found.
     pub(crate) fn add(&self, record: Arc<FunctionRecord>) -> Arc<Function> {
         let log = Arc::new(self.logs.function(&record.name));
-        let function = Arc::new(Function::new(record, log));
-        self.functions
+        let function = Arc::new(Function::new(record, log, self.metrics.counters()));
+        let replaced = self
+            .functions
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(function.key.clone(), Arc::clone(&function));
+        if let Some(replaced) = replaced {
+            self.metrics.retire(&replaced.counters);
+        }
         self.configure_flow(&function);
         function
     }
@@ -264,7 +274,9 @@ impl Node {
             .iter()
             .filter_map(|key| functions.remove(key))
             .collect();
-        for record in removed.iter().map(|function| function.record()) {
+        for function in &removed {
+            self.metrics.retire(&function.counters);
+            let record = function.record();
             if record.version == LATEST {
                 self.gate.retire(&record.name);
                 self.event_gate.retire(&record.name);

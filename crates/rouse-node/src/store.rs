@@ -109,6 +109,13 @@ impl Store {
         Ok(Store { database })
     }
 
+    /// Can it be read?
+    pub fn check(&self) -> Result<(), StoreError> {
+        let transaction = self.database.begin_read()?;
+        transaction.open_table(META)?.get("format")?;
+        Ok(())
+    }
+
     /// All functions, by key.
     pub fn functions(&self) -> Result<Vec<FunctionRecord>, StoreError> {
         self.all(FUNCTIONS)

@@ -46,6 +46,15 @@ pub enum BootPath {
 }
 
 impl BootPath {
+    /// All of them, in the order in which they are declared.
+    pub const ALL: [BootPath; 5] = [
+        BootPath::Cold,
+        BootPath::Restore,
+        BootPath::Fork,
+        BootPath::Parked,
+        BootPath::Warm,
+    ];
+
     /// Name in headers, reports and configuration.
     pub fn name(self) -> &'static str {
         match self {

@@ -136,11 +136,38 @@ pub struct Stock<T, E> {
     filler: Filler,
 }
 
+/// What became of a stock.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StockCounts {
+    /// Things that are ready now.
+    pub ready: u64,
+    /// Things made in the background so far.
+    pub made: u64,
+    /// Things taken so far.
+    pub taken: u64,
+    /// Times that none was ready.
+    pub missed: u64,
+}
+
+impl StockCounts {
+    /// Both together.
+    pub(crate) fn plus(self, other: Self) -> Self {
+        Self {
+            ready: self.ready + other.ready,
+            made: self.made + other.made,
+            taken: self.taken + other.taken,
+            missed: self.missed + other.missed,
+        }
+    }
+}
+
 struct State<T> {
     ready: VecDeque<T>,
     /// Orders for refills that the filler has not carried out yet.
     ordered: usize,
     demand: Demand,
+    /// All but `ready`, which follows from the above.
+    counts: StockCounts,
 }
 
 impl<T, E> std::fmt::Debug for Stock<T, E> {
@@ -163,6 +190,7 @@ impl<T: Send + 'static, E: std::fmt::Display + 'static> Stock<T, E> {
             ready: VecDeque::new(),
             ordered: 0,
             demand: Demand::new(Instant::now()),
+            counts: StockCounts::default(),
         });
         let stock = Arc::new(Self {
             state,
@@ -180,7 +208,12 @@ impl<T: Send + 'static, E: std::fmt::Display + 'static> Stock<T, E> {
         let taken = {
             let mut state = self.lock();
             state.demand.took(now);
-            state.ready.pop_front()
+            let taken = state.ready.pop_front();
+            match taken {
+                Some(_) => state.counts.taken += 1,
+                None => state.counts.missed += 1,
+            }
+            taken
         };
         self.order(now + REST);
         taken
@@ -210,6 +243,15 @@ impl<T: Send + 'static, E: std::fmt::Display + 'static> Stock<T, E> {
 }
 
 impl<T, E> Stock<T, E> {
+    /// What became of it until now.
+    pub fn counts(&self) -> StockCounts {
+        let state = self.lock();
+        StockCounts {
+            ready: state.ready.len() as u64,
+            ..state.counts
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -221,7 +263,10 @@ impl<T: Send, E: std::fmt::Display> Refill for Stock<T, E> {
         let mut state = self.lock();
         state.ordered -= 1;
         match made {
-            Ok(thing) => state.ready.push_back(thing),
+            Ok(thing) => {
+                state.counts.made += 1;
+                state.ready.push_back(thing);
+            }
             // Whoever takes next finds none, makes one itself, and reports its own error.
             Err(error) => tracing::warn!(%error, "a thing for the stock could not be made"),
         }

@@ -14,6 +14,7 @@ use super::standby::Standby;
 use crate::boot::LoadedImage;
 use crate::function::record::{FunctionRecord, SnapshotRecord};
 use crate::logs::files::FunctionLog;
+use crate::metrics::counters::Counters;
 use crate::package::CodePin;
 use crate::residency::heat::Heat;
 use crate::serving::keep_alive::IdleTimes;
@@ -118,42 +119,6 @@ pub struct ReadySnapshot {
     pub rebuilt_because: Option<String>,
 }
 
-/// Counters and gauges of a function.
-#[derive(Debug, Default)]
-pub struct Counters {
-    boots: [AtomicU64; 5],
-    /// Invocations that began.
-    pub invocations: AtomicU64,
-    /// Invocations that ended with a function error.
-    pub errors: AtomicU64,
-    /// Requests answered 429.
-    pub throttles: AtomicU64,
-    /// Instances that exist now.
-    pub instances: Arc<AtomicUsize>,
-}
-
-impl Counters {
-    /// An invocation took `path`.
-    pub fn count(&self, path: BootPath) {
-        self.boots[slot(path)].fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Invocations that took `path`.
-    pub fn boots(&self, path: BootPath) -> u64 {
-        self.boots[slot(path)].load(Ordering::Relaxed)
-    }
-}
-
-fn slot(path: BootPath) -> usize {
-    match path {
-        BootPath::Cold => 0,
-        BootPath::Restore => 1,
-        BootPath::Fork => 2,
-        BootPath::Warm => 3,
-        BootPath::Parked => 4,
-    }
-}
-
 impl SnapshotStatus {
     /// What is stored of the snapshot, if there is one.
     pub fn record(&self) -> Option<&SnapshotRecord> {
@@ -181,7 +146,7 @@ impl StoredSnapshot {
 
 impl Function {
     /// A function with its stored record.
-    pub fn new(record: Arc<FunctionRecord>, log: Arc<FunctionLog>) -> Self {
+    pub fn new(record: Arc<FunctionRecord>, log: Arc<FunctionLog>, counters: Counters) -> Self {
         Function {
             key: record.key(),
             record: RwLock::new(record),
@@ -190,7 +155,7 @@ impl Function {
             heat: Heat::new(),
             idle_times: Mutex::default(),
             standby: Standby::default(),
-            counters: Counters::default(),
+            counters,
             log,
         }
     }

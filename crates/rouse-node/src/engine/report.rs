@@ -7,6 +7,7 @@ use bytes::Bytes;
 use rouse_process::instance::ExitReason;
 
 use super::runner::Ended;
+use crate::metrics::counters::ErrorKind;
 use crate::runtime_api::server::MAX_RESPONSE;
 use crate::runtime_api::session::RuntimeAnswer;
 
@@ -17,6 +18,8 @@ pub struct Verdict {
     pub payload: Bytes,
     /// Type of the error, `None` for a success.
     pub error_type: Option<String>,
+    /// Who or what ended it, `None` for a success.
+    pub error_kind: Option<ErrorKind>,
     /// A line for the log, beside START, END and REPORT.
     pub note: Option<String>,
 }
@@ -28,10 +31,12 @@ pub fn verdict(
     timeout: Duration,
     start_limit: Duration,
 ) -> Verdict {
-    match ended {
+    let error_kind = error_kind(&ended);
+    let verdict = match ended {
         Ended::Answer(RuntimeAnswer::Response { body, .. }) => Verdict {
             payload: body,
             error_type: None,
+            error_kind,
             note: None,
         },
         Ended::Answer(RuntimeAnswer::Error(error))
@@ -39,6 +44,7 @@ pub fn verdict(
         | Ended::RestoreFailed(error) => Verdict {
             payload: error.body,
             error_type: Some(error.error_type),
+            error_kind,
             note: None,
         },
         Ended::Answer(RuntimeAnswer::TooLarge) => {
@@ -64,7 +70,24 @@ pub fn verdict(
             &format!("RequestId: {request_id} Error: {reason}"),
             None,
         ),
+    };
+    Verdict {
+        error_kind,
+        ..verdict
     }
+}
+
+fn error_kind(ended: &Ended) -> Option<ErrorKind> {
+    Some(match ended {
+        Ended::Answer(RuntimeAnswer::Response { .. }) => return None,
+        Ended::Answer(RuntimeAnswer::Error(_)) => ErrorKind::Handler,
+        Ended::Answer(RuntimeAnswer::TooLarge) => ErrorKind::Response,
+        Ended::InitFailed(_) | Ended::RestoreFailed(_) => ErrorKind::Init,
+        Ended::TimedOut | Ended::InitTimedOut | Ended::RestoreTimedOut => ErrorKind::Timeout,
+        Ended::Exited(ExitReason::OutOfMemory) => ErrorKind::Memory,
+        Ended::Exited(_) => ErrorKind::Exit,
+        Ended::BootFailed(_) => ErrorKind::Platform,
+    })
 }
 
 fn timed_out(request_id: &str, timeout: Duration) -> Verdict {
@@ -87,6 +110,7 @@ fn error(kind: &str, message: &str, note: Option<String>) -> Verdict {
     Verdict {
         payload,
         error_type: Some(kind.to_owned()),
+        error_kind: None,
         note,
     }
 }

@@ -57,7 +57,7 @@ impl Node {
         }
         let payload = check_payload(payload, MAX_EVENT)?;
         if self.pending_events.load(Ordering::Relaxed) >= self.config.async_max_pending {
-            function.counters.throttles.fetch_add(1, Ordering::Relaxed);
+            function.counters.throttled();
             return Err(Refusal::TooManyRequests(Throttle {
                 limit: Limit::Node,
                 retry_after_s: 10,

@@ -74,12 +74,13 @@ impl Node {
     /// None but the end of the node.
     pub async fn tiers(self: &Arc<Self>) -> Result<TiersReport, Refusal> {
         let node = Arc::clone(self);
-        let report = tokio::task::spawn_blocking(move || report(&node)).await;
+        let report = tokio::task::spawn_blocking(move || tiers_report(&node)).await;
         report.map_err(|_| Refusal::Service("The node is ending.".into()))
     }
 }
 
-fn report(node: &Node) -> TiersReport {
+/// As [`Node::tiers`], in a thread that may block.
+pub(crate) fn tiers_report(node: &Node) -> TiersReport {
     let (loaded, others) = gather(node);
     let decisions = decide(node, &loaded, others);
     let inputs = node.residency.inputs();

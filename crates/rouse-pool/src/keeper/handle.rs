@@ -14,7 +14,7 @@ use rustix::process::{Pid, WaitOptions};
 use super::PagerError;
 use super::events::PagerEvent;
 use super::link::Link;
-use crate::pager::arena::Arena;
+use crate::pager::arena::{Arena, PoolCounters};
 use crate::pager::protocol::{MAX_MAPPINGS, Request, WireMapping};
 use crate::pager::{PoolSource, read_copy};
 use crate::pool::{CompressedCopy, PagedPool, PoolId, SparsePool};
@@ -256,18 +256,11 @@ impl PagerHandle {
     /// What all pagers together have done. Asks nobody: the numbers lie in shared memory.
     pub fn stats(&self) -> PagerStats {
         let arena = self.0.0.arena;
+        // First: a pool that goes meanwhile is missed, and not counted twice.
+        let gone = PoolStats::of(0, &arena.counters.gone);
         let pools = arena.used_pools().map(|slot| {
             let cell = &arena.pools[slot];
-            let stats = PoolStats {
-                pages: cell.pages(),
-                faults: cell.faults.get(),
-                demanded_pages: cell.demanded.get(),
-                prefetched_pages: cell.prefetched.get(),
-                synthesized_pages: cell.synthesized.get(),
-                read_bytes: cell.read.get(),
-                evicted_pages: cell.evicted.get(),
-                damaged_pieces: cell.damaged.get(),
-            };
+            let stats = PoolStats::of(cell.pages(), &cell.done);
             (PoolId(cell.id()), stats)
         });
         PagerStats {
@@ -279,7 +272,13 @@ impl PagerHandle {
             moves: arena.counters.moves.get(),
             poisoned_pages: arena.counters.poisoned.get(),
             pools: pools.collect(),
+            gone,
         }
+    }
+
+    /// Have keeper and pager ended, so that nothing can be asked any more?
+    pub fn is_gone(&self) -> bool {
+        self.0.0.link.is_gone()
     }
 
     /// Pid of the pager that serves now.
@@ -353,6 +352,17 @@ pub struct PagerStats {
     pub poisoned_pages: u64,
     /// Of each pool.
     pub pools: HashMap<PoolId, PoolStats>,
+    /// Of pools that are gone, all together.
+    pub gone: PoolStats,
+}
+
+impl PagerStats {
+    /// What was done with all pools that there have been; `pages` is the length of those that there are.
+    pub fn total(&self) -> PoolStats {
+        self.pools
+            .values()
+            .fold(self.gone, |total, pool| total.plus(pool))
+    }
 }
 
 /// What was done with a pool.
@@ -374,4 +384,32 @@ pub struct PoolStats {
     pub evicted_pages: u64,
     /// Pieces that could not be read or verified.
     pub damaged_pieces: u64,
+}
+
+impl PoolStats {
+    fn of(pages: u64, done: &PoolCounters) -> Self {
+        Self {
+            pages,
+            faults: done.faults.get(),
+            demanded_pages: done.demanded.get(),
+            prefetched_pages: done.prefetched.get(),
+            synthesized_pages: done.synthesized.get(),
+            read_bytes: done.read.get(),
+            evicted_pages: done.evicted.get(),
+            damaged_pieces: done.damaged.get(),
+        }
+    }
+
+    fn plus(self, other: &Self) -> Self {
+        Self {
+            pages: self.pages + other.pages,
+            faults: self.faults + other.faults,
+            demanded_pages: self.demanded_pages + other.demanded_pages,
+            prefetched_pages: self.prefetched_pages + other.prefetched_pages,
+            synthesized_pages: self.synthesized_pages + other.synthesized_pages,
+            read_bytes: self.read_bytes + other.read_bytes,
+            evicted_pages: self.evicted_pages + other.evicted_pages,
+            damaged_pieces: self.damaged_pieces + other.damaged_pieces,
+        }
+    }
 }

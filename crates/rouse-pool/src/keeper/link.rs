@@ -134,6 +134,11 @@ impl Link {
         }
     }
 
+    /// Is the other end closed?
+    pub fn is_gone(&self) -> bool {
+        self.state().gone
+    }
+
     /// Nothing is to be said any more.
     pub fn close(&self) {
         let _ = rustix::net::shutdown(&self.socket, Shutdown::Both);

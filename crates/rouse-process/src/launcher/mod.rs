@@ -11,6 +11,7 @@
 //! caller, who may already write the answer to its parked request.
 
 mod error;
+mod observe;
 mod paging;
 mod parked;
 mod restow;
@@ -52,6 +53,7 @@ use crate::working_set::WorkingSet;
 use paging::Paging;
 pub(crate) use parked::Parked;
 
+pub use crate::stock::StockCounts;
 pub use error::{LaunchError, SnapshotError, StartError};
 pub use snapshots::{CheckpointReport, Residency};
 

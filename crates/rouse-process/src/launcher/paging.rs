@@ -113,6 +113,11 @@ impl Paging {
         self.pager.stats()
     }
 
+    /// Has the pager ended, and nobody starts another?
+    pub(super) fn is_gone(&self) -> bool {
+        self.pager.is_gone()
+    }
+
     /// Pages that all pools hold in near memory.
     pub(super) fn resident_pages(&self) -> u64 {
         self.graveyard.sweep(&self.pager);

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use rouse_pool::codec::Choice;
 use rouse_pool::cost::CostChoice;
-use rouse_pool::keeper::PagerStats;
 use rouse_pool::snapshot_store::{StoredSnapshot, WriteOptions, WriteReport};
 
 use super::{Launcher, SnapshotError};
@@ -142,11 +141,6 @@ impl Launcher {
         if let Some(paging) = &self.inner.paging {
             paging.set_prefetch(on);
         }
-    }
-
-    /// What the pager has done so far; `None` without one.
-    pub fn pager_stats(&self) -> Option<PagerStats> {
-        self.inner.paging.as_ref().map(super::Paging::stats)
     }
 
     /// A pool for a stored snapshot, filled by the pager; `None` without a pager, or pages.

@@ -93,6 +93,11 @@ impl Link {
         drop(rest);
     }
 
+    /// Has the spawner ended?
+    pub fn is_closed(&self) -> bool {
+        self.waiting().closed
+    }
+
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }

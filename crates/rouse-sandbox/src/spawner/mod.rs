@@ -152,6 +152,11 @@ impl Spawner {
         &self.warnings
     }
 
+    /// Has the spawner ended? Then no sandbox can be made any more.
+    pub fn is_gone(&self) -> bool {
+        self.link.is_closed()
+    }
+
     /// Pid of the spawner.
     pub fn pid(&self) -> i32 {
         self.pid

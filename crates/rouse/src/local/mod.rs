@@ -16,17 +16,19 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rouse_api::Router;
 use rouse_node::{Node, NodeError};
 use rouse_process::launcher::{Launcher, LauncherConfig, StartError as LauncherError};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
 
 use crate::client::endpoint::Endpoint;
 use crate::host::{self, HostError};
 use crate::settings::ServeConfig;
 
 pub use embedded::{Session, with_node};
-pub use state_dir::{StateDir, StateDirError};
+pub use state_dir::{Service, StateDir, StateDirError};
 
 /// Why a node did not start, or did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -162,12 +164,25 @@ impl Prepared {
         let endpoint: Endpoint = format!("http://{address}")
             .parse()
             .expect("a socket address makes an endpoint");
-        state_dir.publish(&endpoint)?;
+        // Until the requests that run have been answered: meanwhile it says that the node is stopping.
+        let metrics = match config.metrics_listen {
+            None => None,
+            Some(address) => Some(serve_metrics(&node, address, &state_dir).await?),
+        };
+        state_dir.publish(Service::Api, &endpoint)?;
         tracing::info!(endpoint = %endpoint, state_dir = %state_dir.path().display(), "accepting requests");
         // Whoever started us may have gone away.
         let _ = started.send(endpoint);
-        let served = serve(&node, listener, stop, config.drain).await;
-        state_dir.withdraw();
+        let router = match metrics {
+            None => rouse_api::router(Arc::clone(&node)),
+            Some(_) => rouse_api::router_without_metrics(Arc::clone(&node)),
+        };
+        let served = serve(&node, listener, router, stop, config.drain).await;
+        state_dir.withdraw(Service::Api);
+        if let Some(metrics) = metrics {
+            state_dir.withdraw(Service::Metrics);
+            metrics.abort();
+        }
         // Requests that were cut off end their instances when the runtime is dropped, with the tasks that wait for them.
         node.end_instances();
         tracing::info!("stopped");
@@ -189,16 +204,42 @@ fn warn_of_missing_interpreters(config: &ServeConfig) {
     }
 }
 
+/// Serves metrics and health on an address of their own.
+async fn serve_metrics(
+    node: &Arc<Node>,
+    address: SocketAddr,
+    state_dir: &StateDir,
+) -> Result<AbortHandle, LocalNodeError> {
+    let listen = |source| LocalNodeError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(listen)?;
+    let address = listener.local_addr().map_err(listen)?;
+    let router = rouse_api::metrics_router(Arc::clone(node));
+    let task = tokio::spawn(async move {
+        if let Err(error) = rouse_api::serve(listener, router, std::future::pending()).await {
+            tracing::error!(%error, "metrics are not served any more");
+        }
+    });
+    let endpoint: Endpoint = format!("http://{address}")
+        .parse()
+        .expect("a socket address makes an endpoint");
+    state_dir.publish(Service::Metrics, &endpoint)?;
+    tracing::info!(%endpoint, "serving metrics");
+    Ok(task.abort_handle())
+}
+
 /// Serves until `stop`, and after it at most `drain` more.
 async fn serve(
     node: &Arc<Node>,
     listener: TcpListener,
+    router: Router,
     stop: impl Future<Output = ()> + Send + 'static,
     drain: Duration,
 ) -> Result<(), LocalNodeError> {
     let (stopping, stopped) = oneshot::channel();
+    let draining = Arc::clone(node);
     let shutdown = async move {
         stop.await;
+        draining.drain();
         tracing::info!("stopping: no new requests, waiting for running ones");
         let _ = stopping.send(());
     };
@@ -210,7 +251,7 @@ async fn serve(
         tokio::time::sleep(drain).await;
     };
     tokio::select! {
-        served = rouse_api::serve(Arc::clone(node), listener, shutdown) => served.map_err(LocalNodeError::Serve),
+        served = rouse_api::serve(listener, router, shutdown) => served.map_err(LocalNodeError::Serve),
         () = deadline => {
             tracing::warn!(seconds = drain.as_secs(), "requests still run after the drain timeout; they are cut off");
             Ok(())

@@ -90,9 +90,9 @@ impl StateDir {
         &self.path
     }
 
-    /// Writes `endpoint`, whole or not at all: a reader that sees the file can connect.
-    pub fn publish(&self, endpoint: &Endpoint) -> Result<(), StateDirError> {
-        let path = self.endpoint_file();
+    /// Writes where `service` answers, whole or not at all: a reader that sees the file can connect.
+    pub fn publish(&self, service: Service, endpoint: &Endpoint) -> Result<(), StateDirError> {
+        let path = self.path.join(service.file());
         let write = || {
             let mut file = tempfile::NamedTempFile::new_in(&self.path)?;
             writeln!(file, "{endpoint}")?;
@@ -105,15 +105,29 @@ impl StateDir {
         })
     }
 
-    /// Removes the endpoint's file.
-    pub fn withdraw(&self) {
-        if let Err(error) = fs::remove_file(self.endpoint_file()) {
+    /// Removes the file that says where `service` answers.
+    pub fn withdraw(&self, service: Service) {
+        if let Err(error) = fs::remove_file(self.path.join(service.file())) {
             tracing::warn!(%error, "the endpoint's file could not be removed");
         }
     }
+}
 
-    fn endpoint_file(&self) -> PathBuf {
-        self.path.join("endpoint")
+/// What a node serves, each at an address of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Service {
+    /// The API.
+    Api,
+    /// Metrics and health, if they have an address of their own.
+    Metrics,
+}
+
+impl Service {
+    fn file(self) -> &'static str {
+        match self {
+            Service::Api => "endpoint",
+            Service::Metrics => "metrics-endpoint",
+        }
     }
 }
 
@@ -139,12 +153,12 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let state = StateDir::lock(dir.path()).expect("lock");
         let endpoint = "http://127.0.0.1:9000".parse().expect("endpoint");
-        state.publish(&endpoint).expect("publish");
+        state.publish(Service::Api, &endpoint).expect("publish");
         assert_eq!(
             fs::read_to_string(dir.path().join("endpoint")).expect("read"),
             "http://127.0.0.1:9000\n"
         );
-        state.withdraw();
+        state.withdraw(Service::Api);
         let left: Vec<_> = fs::read_dir(dir.path())
             .expect("list")
             .map(|entry| entry.expect("entry").file_name())

@@ -186,6 +186,12 @@ settings! {
     /// Bytes a second that one function may log on average
     #[arg(value_name = "BYTES")]
     log_rate_bytes: u64 = "ROUSE_LOG_RATE_BYTES",
+    /// Address and port of the metrics, which then are not served with the API; empty to serve them with it
+    #[arg(value_name = "ADDR:PORT")]
+    metrics_listen: String = "ROUSE_METRICS_LISTEN",
+    /// Functions, each version counted, that have metrics of their own; those beyond count together as `other`
+    #[arg(value_name = "N")]
+    metrics_functions: usize = "ROUSE_METRICS_FUNCTIONS",
     /// Region in ARNs and in the functions' environment
     region: String = "ROUSE_REGION",
     /// Account in ARNs, 12 digits

@@ -24,6 +24,8 @@ pub const DEFAULTS: &str = include_str!("defaults.toml");
 pub struct ServeConfig {
     /// Where to listen; port 0 lets the kernel choose.
     pub listen: SocketAddr,
+    /// Where metrics and health are served, if not with the API.
+    pub metrics_listen: Option<SocketAddr>,
     /// How long running invocations may take to end at shutdown.
     pub drain: Duration,
     /// Form of the log on standard error.
@@ -150,6 +152,13 @@ impl ServeConfig {
                 problem: format!("is no level and no list of directives: {error}"),
             });
         }
+        let metrics_listen = match s.get("metrics_listen", |s| s.metrics_listen.clone())? {
+            text if text.is_empty() => None,
+            text => Some(text.parse().map_err(|error| SettingsError::Value {
+                key: "metrics_listen",
+                problem: format!("must be an address and a port, not {text:?}: {error}"),
+            })?),
+        };
         let node = NodeConfig {
             state_dir,
             memory: MemorySettings {
@@ -208,10 +217,12 @@ impl ServeConfig {
             async_max_age_s: s.get("async_max_age_s", |s| s.async_max_age_s)?,
             log_file_bytes: s.get("log_file_bytes", |s| s.log_file_bytes)?,
             log_rate_bytes: s.get("log_rate_bytes", |s| s.log_rate_bytes)?,
+            metrics_functions: s.get("metrics_functions", |s| s.metrics_functions)?,
         };
         node.validate()?;
         Ok(Self {
             listen: s.get("listen", |s| s.listen)?,
+            metrics_listen,
             drain: Duration::from_secs(s.get("drain_timeout_s", |s| s.drain_timeout_s)?),
             log_format: s.get("log_format", |s| s.log_format)?,
             log_level,
@@ -357,6 +368,7 @@ mod tests {
             ("hidden = [\"etc\"]", "hidden"),
             ("python = \"python3\"", "python"),
             ("log_level = \"a=b=c\"", "log_level"),
+            ("metrics_listen = \"9001\"", "metrics_listen"),
         ] {
             match resolve(file) {
                 Err(SettingsError::Value { key: named, .. }) => assert_eq!(named, key, "{file}"),

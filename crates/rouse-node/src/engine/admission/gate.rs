@@ -94,6 +94,11 @@ impl Gate {
         self.lock().queue.counts(name)
     }
 
+    /// Requests of all functions that wait, that start, and that run or start.
+    pub fn totals(&self) -> (u32, u32, u32) {
+        self.lock().queue.totals()
+    }
+
     /// Requests that functions have reserved, all together.
     pub fn reserved(&self) -> u32 {
         self.lock().queue.reserved()

@@ -6,7 +6,6 @@
 mod end;
 mod run;
 
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -110,6 +109,19 @@ impl Node {
         payload: Bytes,
         options: &InvokeOptions,
     ) -> Result<InvokeOutcome, Refusal> {
+        let result = self.serve(target, payload, options).await;
+        if let Err(refusal) = &result {
+            self.metrics.refused(refusal);
+        }
+        result
+    }
+
+    async fn serve(
+        self: &Arc<Self>,
+        target: &FunctionRef,
+        payload: Bytes,
+        options: &InvokeOptions,
+    ) -> Result<InvokeOutcome, Refusal> {
         let received = Instant::now();
         let function = self.find(target)?;
         self.invocable(&function)?;
@@ -117,7 +129,7 @@ impl Node {
         let patience = Duration::from_secs(self.config.queue_wait_s);
         let name = function_of(&function.key);
         let permit = self.gate.enter(name, patience).await.map_err(|throttle| {
-            function.counters.throttles.fetch_add(1, Ordering::Relaxed);
+            function.counters.throttled();
             Refusal::TooManyRequests(throttle)
         })?;
         let admitted = Instant::now();
@@ -126,10 +138,7 @@ impl Node {
             Some(now) if Arc::ptr_eq(&now, &function) => self.invocable(&function)?,
             _ => return Err(self.not_found(target)),
         };
-        function
-            .counters
-            .invocations
-            .fetch_add(1, Ordering::Relaxed);
+        function.counters.began();
         function.heat.called(received);
         let _activity = function.activity();
         let event = self.event(target, &revision, payload, options);

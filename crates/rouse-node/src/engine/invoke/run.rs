@@ -1,7 +1,6 @@
 //! From a boot path to an answer: an instance is launched, given the event, and let go.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rouse_process::instance::{BootPath, ExitReason};
@@ -223,8 +222,6 @@ impl Node {
         };
         let path = runner.path;
         request.revision.succeeded(path);
-        let counters = &request.function.counters;
-        counters.count(path);
         if request.revision.note_call() {
             self.try_later_snapshot(request.function, &request.revision);
         }
@@ -236,15 +233,16 @@ impl Node {
             request.event.timeout,
             start_limit,
         );
-        if verdict.error_type.is_some() {
-            counters.errors.fetch_add(1, Ordering::Relaxed);
-        }
         let memory = if request.options.measure_memory {
             runner.memory().ok()
         } else {
             None
         };
         let stages = stages(request.received, launched, delivered, done, &runner);
+        let duration = done.saturating_duration_since(request.received);
+        let counters = &request.function.counters;
+        counters.answered(path, verdict.error_kind, duration);
+        self.metrics.stages.observe(path, &stages);
         let mut outcome = InvokeOutcome {
             status: 200,
             payload: verdict.payload,

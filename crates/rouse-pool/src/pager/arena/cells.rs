@@ -20,6 +20,11 @@ impl Counter {
     pub fn reset(&self) {
         self.0.store(0, Ordering::Relaxed);
     }
+
+    /// Adds all of it to `total`. Whoever dies in between loses the count, and never doubles it.
+    pub fn move_to(&self, total: &Self) {
+        total.add(self.0.swap(0, Ordering::Relaxed));
+    }
 }
 
 const BLOB_WORDS: usize = 256;

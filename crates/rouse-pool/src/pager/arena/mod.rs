@@ -23,7 +23,7 @@ use std::io;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 pub(crate) use cells::{Blob, Counter};
-pub(crate) use slots::{MAX_POOLS_OF_WATCH, PoolSlot, WatchSlot};
+pub(crate) use slots::{MAX_POOLS_OF_WATCH, PoolCounters, PoolSlot, WatchSlot};
 
 /// The most pools that a node has at a time.
 pub const MAX_POOLS: usize = 4096;
@@ -69,6 +69,8 @@ pub(crate) struct Counters {
     pub moves: Counter,
     /// Pages made unusable in an instance, because they could not be filled.
     pub poisoned: Counter,
+    /// What was done with pools that are gone.
+    pub gone: PoolCounters,
 }
 
 impl Arena {

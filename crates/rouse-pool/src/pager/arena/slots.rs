@@ -19,7 +19,14 @@ pub(crate) struct PoolSlot {
     compressed: AtomicI32,
     /// A [`PoolSource`](crate::pager::PoolSource), encoded.
     pub source: Blob,
-    /// Faults on pages of this pool.
+    /// What was done with it.
+    pub done: PoolCounters,
+}
+
+/// What was done with a pool.
+#[repr(C)]
+pub(crate) struct PoolCounters {
+    /// Faults on its pages.
     pub faults: Counter,
     /// Pages filled because somebody waited.
     pub demanded: Counter,
@@ -33,6 +40,27 @@ pub(crate) struct PoolSlot {
     pub evicted: Counter,
     /// Pieces refused, or not readable.
     pub damaged: Counter,
+}
+
+impl PoolCounters {
+    fn all(&self) -> [&Counter; 7] {
+        [
+            &self.faults,
+            &self.demanded,
+            &self.prefetched,
+            &self.synthesized,
+            &self.read,
+            &self.evicted,
+            &self.damaged,
+        ]
+    }
+
+    /// The pool goes: adds all to what was done with those that are gone.
+    pub fn move_to(&self, gone: &Self) {
+        for (counter, total) in self.all().into_iter().zip(gone.all()) {
+            counter.move_to(total);
+        }
+    }
 }
 
 impl PoolSlot {
@@ -70,16 +98,7 @@ impl PoolSlot {
         self.fd.store(fd, Ordering::Relaxed);
         self.pages.store(pages, Ordering::Relaxed);
         self.compressed.store(0, Ordering::Relaxed);
-        let counters = [
-            &self.faults,
-            &self.demanded,
-            &self.prefetched,
-            &self.synthesized,
-            &self.read,
-            &self.evicted,
-            &self.damaged,
-        ];
-        counters.into_iter().for_each(Counter::reset);
+        self.done.all().into_iter().for_each(Counter::reset);
         self.state.store(USED, Ordering::Release);
         Some(())
     }

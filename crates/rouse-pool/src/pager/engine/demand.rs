@@ -78,7 +78,7 @@ impl Engine {
 
     /// Somebody waits for a page.
     pub(super) fn demand(&mut self, pool: usize, page: u64, waiter: Waiter) {
-        self.arena.pools[pool].faults.add(1);
+        self.arena.pools[pool].done.faults.add(1);
         let work = match self.pool(pool) {
             Ok(work) => work,
             Err(detail) => {
@@ -142,7 +142,10 @@ impl Engine {
                 if purpose == Purpose::Demand {
                     self.demand_reads += 1;
                 }
-                self.arena.pools[pool].read.add(range.end - range.start);
+                self.arena.pools[pool]
+                    .done
+                    .read
+                    .add(range.end - range.start);
                 self.reads.start(place.file, place.base, range, batch);
             }
             Some(Err(error)) => {
@@ -210,7 +213,7 @@ impl Engine {
 
     /// A batch is done: counts, and lets go on who waited for it.
     pub(super) fn finish_batch(&mut self, batch: Batch, filled: Filled) {
-        let counters = &self.arena.pools[batch.pool];
+        let counters = &self.arena.pools[batch.pool].done;
         counters.synthesized.add(filled.synthesized);
         match batch.purpose {
             Purpose::Demand => counters.demanded.add(filled.pages),
@@ -309,7 +312,7 @@ impl Engine {
             self.reported.clear();
         }
         if self.reported.insert((cell.id(), page, token)) {
-            cell.damaged.add(u64::from(reason != Failure::Memory));
+            cell.done.damaged.add(u64::from(reason != Failure::Memory));
             self.control.send(Notice::Damaged {
                 pool: cell.id(),
                 page,

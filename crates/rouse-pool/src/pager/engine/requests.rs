@@ -140,6 +140,7 @@ impl Engine {
         let cell = &self.arena.pools[slot];
         let fd = cell.fd();
         let copy = cell.set_compressed(None);
+        cell.done.move_to(&self.arena.counters.gone);
         cell.free();
         close_slot_fd(fd);
         copy.into_iter().for_each(close_slot_fd);
@@ -295,7 +296,7 @@ impl Engine {
                 Err(error) => return failure(Failure::Kernel, chain(&error)),
             }
         }
-        self.arena.pools[slot].evicted.add(evicted);
+        self.arena.pools[slot].done.evicted.add(evicted);
         Ok(evicted)
     }
 }
