@@ -104,7 +104,7 @@ fn options(headers: &HeaderMap) -> Result<InvokeOptions, Refused> {
             let path = BootPath::ALL.into_iter().find(|path| path.name() == name);
             Some(path.ok_or_else(|| {
                 Refusal::InvalidParameterValue(format!(
-                    "{name:?} is no boot path; there are cold, restore, fork, parked and warm."
+                    "{name:?} is no boot path; there are cold, restore, fork, parked, rewind and warm."
                 ))
             })?)
         }

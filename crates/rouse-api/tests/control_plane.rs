@@ -247,7 +247,7 @@ async fn a_function_from_creation_to_deletion() {
     assert_eq!(description["configuration"]["FunctionName"], "hello");
     assert_eq!(
         description["boots"],
-        json!({ "cold": 0, "restore": 0, "fork": 0, "parked": 0, "warm": 0 })
+        json!({ "cold": 0, "restore": 0, "fork": 0, "parked": 0, "rewind": 0, "warm": 0 })
     );
 
     api.create("hello", json!({})).await.is_error(

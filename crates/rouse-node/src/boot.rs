@@ -161,6 +161,30 @@ pub trait Boot: Send + Sync + 'static {
     fn parked_count(&self, _image: &LoadedImage) -> usize {
         0
     }
+    /// Puts an instance of a snapshot that has answered back to it, and keeps it for a later request: for `keep`, beside
+    /// at most `most - 1` others. The node serves none of its channels any more. After an error it has been ended.
+    fn rewind<'a>(
+        &'a self,
+        _live: Box<dyn Live>,
+        _most: usize,
+        _keep: Duration,
+    ) -> BoxFuture<'a, Result<(), BootError>> {
+        Box::pin(async { Err(BootError("this kind of sandbox cannot be rewound".into())) })
+    }
+    /// Takes an instance that was rewound and kept, if there is one.
+    fn rewound(
+        &self,
+        _image: &LoadedImage,
+        _spec: &LaunchSpec,
+    ) -> Result<Option<Booted>, BootError> {
+        Ok(None)
+    }
+    /// Instances that were rewound and wait.
+    fn rewound_count(&self, _image: &LoadedImage) -> usize {
+        0
+    }
+    /// Ends the instances that were rewound and wait.
+    fn end_rewound(&self, _image: &LoadedImage) {}
     /// Stops the instance, writes its snapshot to `dir` (which must not exist), and ends it.
     fn checkpoint<'a>(
         &'a self,
@@ -403,6 +427,38 @@ impl Boot for Launcher {
     fn parked_count(&self, image: &LoadedImage) -> usize {
         let image = image.inner.downcast_ref::<Image>();
         image.map_or(0, Image::parked_count)
+    }
+
+    fn rewind<'a>(
+        &'a self,
+        live: Box<dyn Live>,
+        most: usize,
+        keep: Duration,
+    ) -> BoxFuture<'a, Result<(), BootError>> {
+        Box::pin(async move {
+            let instance = instance_of(live)?;
+            Launcher::rewind_and_keep(self, instance, most, keep)
+                .await
+                .map_err(|e| BootError::from_error(&e))
+        })
+    }
+
+    fn rewound(&self, image: &LoadedImage, spec: &LaunchSpec) -> Result<Option<Booted>, BootError> {
+        let image = image_of(image)?;
+        Launcher::take_rewound(self, &image, spec)
+            .map(|instance| instance.map(Booted::from))
+            .map_err(|e| BootError::from_error(&e))
+    }
+
+    fn rewound_count(&self, image: &LoadedImage) -> usize {
+        let image = image.inner.downcast_ref::<Image>();
+        image.map_or(0, Image::rewound_count)
+    }
+
+    fn end_rewound(&self, image: &LoadedImage) {
+        if let Some(image) = image.inner.downcast_ref::<Image>() {
+            image.end_rewound();
+        }
     }
 
     fn checkpoint<'a>(

@@ -50,6 +50,8 @@ pub struct NodeConfig {
     pub keep_alive_histogram: bool,
     /// Idle instances kept for one function.
     pub max_idle: usize,
+    /// Whether instances that are not to be used again as they are, are put back to their snapshot and then used again.
+    pub rewind: bool,
     /// Instances that wait, parked, for the requests of each function that has all its pages in memory, at least.
     pub parked_min: usize,
     /// At most; in between the rate of its requests decides. 0 parks none.
@@ -119,6 +121,7 @@ impl Default for NodeConfig {
             keep_alive_s: 60,
             keep_alive_histogram: false,
             max_idle: 16,
+            rewind: false,
             parked_min: 0,
             parked_max: 0,
             init_timeout_s: 10,

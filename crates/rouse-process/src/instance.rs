@@ -10,6 +10,7 @@ use std::time::Duration;
 use rouse_sandbox::{Limits, SandboxHandle};
 use tokio::sync::watch;
 
+use crate::image::memory::ImageMemory;
 use crate::launcher::{Image, Launcher};
 use crate::monitor::Monitor;
 use crate::plan::RESUME;
@@ -41,17 +42,20 @@ pub enum BootPath {
     Fork,
     /// Restored ahead of its request, and resumed by it.
     Parked,
+    /// Has answered before, and was put back to its snapshot.
+    Rewind,
     /// Reused as it was.
     Warm,
 }
 
 impl BootPath {
     /// All of them, in the order in which they are declared.
-    pub const ALL: [BootPath; 5] = [
+    pub const ALL: [BootPath; 6] = [
         BootPath::Cold,
         BootPath::Restore,
         BootPath::Fork,
         BootPath::Parked,
+        BootPath::Rewind,
         BootPath::Warm,
     ];
 
@@ -62,6 +66,7 @@ impl BootPath {
             BootPath::Restore => "restore",
             BootPath::Fork => "fork",
             BootPath::Parked => "parked",
+            BootPath::Rewind => "rewind",
             BootPath::Warm => "warm",
         }
     }
@@ -143,7 +148,7 @@ pub struct Instance {
     pub(crate) init_pid: i32,
     pub(crate) monitor: Monitor,
     pub(crate) sandbox: Arc<SandboxHandle>,
-    /// For `parked`: its control socket, on which it is told to go on.
+    /// For `parked` and `rewind`: its control socket, on which it is told to go on.
     pub(crate) resume: Option<OwnedFd>,
     /// For instances that come from a snapshot.
     pub(crate) origin: Option<Origin>,
@@ -159,6 +164,10 @@ pub(crate) struct Origin {
     pub prepared: Arc<WorkingSet>,
     /// Do its page tables say exactly which pages of the pool it has read?
     pub exact: bool,
+    /// Is its memory watched by the pager?
+    pub watched: bool,
+    /// The pools that it maps.
+    pub memories: Vec<Arc<ImageMemory>>,
 }
 
 impl Instance {

@@ -21,5 +21,6 @@ mod monitor;
 mod order;
 pub mod plan;
 mod reaper;
+pub mod rewind;
 mod stock;
 pub mod working_set;

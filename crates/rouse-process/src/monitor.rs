@@ -11,7 +11,7 @@ use rouse_restorer::program::Program;
 use rouse_sandbox::SandboxHandle;
 use rouse_sandbox::exec::CANNOT_RUN;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::credentials::{self, Message};
 use crate::instance::{ExitReason, Failure, Stage};
@@ -24,6 +24,15 @@ pub struct Monitor {
     state: Arc<Mutex<State>>,
     /// Wakes whoever waits until it has told all.
     heard: Arc<Notify>,
+    rewinds: mpsc::UnboundedSender<Rewound>,
+}
+
+/// An instance that has been put back to its snapshot: it is followed once more.
+#[derive(Debug)]
+struct Rewound {
+    control: OwnedFd,
+    started: Instant,
+    program: Arc<Program>,
 }
 
 #[derive(Debug)]
@@ -39,14 +48,16 @@ struct State {
     went_on: bool,
     /// It has said how its boot went, or will not.
     reported: bool,
-    /// It says nothing more.
-    silent: bool,
+    /// How often it was rewound.
+    rewinds: u64,
+    /// It says nothing more since it was rewound so often.
+    silent: Option<u64>,
 }
 
 impl State {
     fn has_told_all(&self) -> bool {
         let goes_on = self.resumed.is_none() || self.went_on;
-        self.silent || self.failure.is_some() || (self.reported && goes_on)
+        self.silent == Some(self.rewinds) || self.failure.is_some() || (self.reported && goes_on)
     }
 }
 
@@ -125,14 +136,18 @@ impl Monitor {
             resumed: None,
             went_on: false,
             reported: subject.program.is_none(),
-            silent: false,
+            rewinds: 0,
+            silent: None,
         };
+        let (rewinds, again) = mpsc::unbounded_channel();
         let monitor = Self {
             state: Arc::new(Mutex::new(state)),
             heard: Arc::default(),
+            rewinds,
         };
         let (ended, exit) = watch::channel(None);
-        tokio::spawn(monitor.clone().follow(subject, reaper.clone(), ended));
+        let follower = monitor.clone();
+        tokio::spawn(follower.follow(subject, reaper.clone(), ended, again));
         (monitor, exit)
     }
 
@@ -171,6 +186,24 @@ impl Monitor {
         self.lock().resumed = Some(Instant::now());
     }
 
+    /// The instance has been put back to its snapshot and waits, with another control socket.
+    pub fn rewound(&self, control: OwnedFd, started: Instant, program: Arc<Program>) {
+        {
+            let mut state = self.lock();
+            state.stages = Vec::new();
+            state.resumed = None;
+            state.went_on = false;
+            state.reported = false;
+            state.rewinds += 1;
+        }
+        // Nobody listens any more when the instance has ended.
+        let _ = self.rewinds.send(Rewound {
+            control,
+            started,
+            program,
+        });
+    }
+
     pub fn failure(&self) -> Option<Failure> {
         self.lock().failure.clone()
     }
@@ -180,6 +213,7 @@ impl Monitor {
         subject: Subject,
         reaper: Reaper,
         ended: watch::Sender<Option<ExitReason>>,
+        mut again: mpsc::UnboundedReceiver<Rewound>,
     ) {
         let Subject {
             pid,
@@ -192,30 +226,36 @@ impl Monitor {
         } = subject;
         // A process with a known pid may end without a word.
         let mut end = pid.map(|pid| reaper.end_of(pid, started));
-        // SAFETY: `OwnedFd` owns its descriptor and always names the same one.
-        let control = unsafe { AsyncFd::register(control) };
-        match control {
-            Ok(control) => {
-                let watched =
-                    self.listen(&control, started, program.as_deref(), &sandbox, &mut watch);
-                if let Err(failure) = watched.await {
-                    self.lock().failure = Some(Failure::Platform(failure));
-                    sandbox.kill();
-                }
-            }
-            Err(error) => {
-                self.lock().failure = Some(Failure::Platform(format!(
-                    "its control socket cannot be watched: {error}"
-                )))
-            }
-        }
-        self.lock().silent = true;
-        self.heard.notify_waiters();
+        self.attend(
+            control,
+            started,
+            program.as_deref(),
+            &sandbox,
+            &mut watch,
+            0,
+        )
+        .await;
         if end.is_none() {
             end = self.pid().map(|pid| reaper.end_of(pid, started));
         }
+        let mut round = 0;
         let status = match end {
-            Some(end) => end.await.ok(),
+            Some(mut end) => loop {
+                // What is said on a new control socket is heard before the end is told.
+                let rewound = tokio::select! {
+                    biased;
+                    Some(rewound) = again.recv() => rewound,
+                    status = &mut end => break status.ok(),
+                };
+                let Rewound {
+                    control,
+                    started,
+                    program,
+                } = rewound;
+                round += 1;
+                self.attend(control, started, Some(&program), &sandbox, &mut None, round)
+                    .await;
+            },
             // It ended before it could say who it is.
             None => None,
         };
@@ -229,6 +269,34 @@ impl Monitor {
             None => ExitReason::Signal(libc::SIGKILL),
         };
         ended.send_replace(Some(reason));
+    }
+
+    /// Listens to a control socket to its end; an instance whose memory is not watched then is ended.
+    async fn attend(
+        &self,
+        control: OwnedFd,
+        started: Instant,
+        program: Option<&Program>,
+        sandbox: &SandboxHandle,
+        watch: &mut Option<Watch>,
+        round: u64,
+    ) {
+        // SAFETY: `OwnedFd` owns its descriptor and always names the same one.
+        let outcome = match unsafe { AsyncFd::register(control) } {
+            Ok(control) => {
+                let heard = self.listen(&control, started, program, sandbox, watch);
+                heard.await.inspect_err(|_| sandbox.kill())
+            }
+            Err(error) => Err(format!("its control socket cannot be watched: {error}")),
+        };
+        {
+            let mut state = self.lock();
+            if let Err(failure) = outcome {
+                state.failure = Some(Failure::Platform(failure));
+            }
+            state.silent = Some(round);
+        }
+        self.heard.notify_waiters();
     }
 
     /// Reads messages until the other end is closed, which is when the function's own code runs.

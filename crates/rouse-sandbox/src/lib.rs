@@ -23,6 +23,7 @@ mod spawner;
 mod task_mount;
 
 pub use config::{Limits, Network, SandboxConfig, SandboxKind};
+pub use kernel::api_socket::ApiSockets;
 pub use kernel::notification::{Answer, Notifications, WaitingCall};
 pub use kernel::process::{BLANK_DESCRIPTORS, RESOURCE_LIMITS};
 pub use sandbox::{BlankContext, Exit, Exits, Process, Sandbox, SandboxError, SandboxHandle};

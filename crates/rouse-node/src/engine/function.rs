@@ -427,7 +427,7 @@ impl Revision {
                 }
             }
             // Who makes them ahead sees to it.
-            BootPath::Parked => {}
+            BootPath::Parked | BootPath::Rewind => {}
             BootPath::Cold | BootPath::Warm => {}
         }
     }

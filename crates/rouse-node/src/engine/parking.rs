@@ -168,6 +168,7 @@ impl Node {
             if let SnapshotStatus::Ready(ready) = revision.snapshot() {
                 let spec = &revision.launches.snapshot;
                 self.boot.set_parked(&ready.image, spec, 0);
+                self.boot.end_rewound(&ready.image);
             }
         }
     }

@@ -17,7 +17,7 @@ use crate::image::Image;
 
 const PAGE: u64 = 4096;
 /// How the kernel names the file of a program of the restorer ([`crate::image`]).
-pub(super) const PROGRAM_PATH: &str = "/memfd:rouse-program";
+pub(crate) const PROGRAM_PATH: &str = "/memfd:rouse-program";
 /// A mapping of a file of at most so many pages, some of them written, is saved whole: one mapping at restore instead of several.
 const SMALL_FILE_PAGES: u64 = 32;
 

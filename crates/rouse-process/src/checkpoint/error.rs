@@ -57,14 +57,14 @@ pub struct Obstacle {
 }
 
 impl Obstacle {
-    pub(super) fn new(subject: Subject, reason: impl Into<String>) -> Self {
+    pub(crate) fn new(subject: Subject, reason: impl Into<String>) -> Self {
         Self {
             subject,
             reason: reason.into(),
         }
     }
 
-    pub(super) fn descriptor(fd: i32, reason: impl Into<String>) -> Self {
+    pub(crate) fn descriptor(fd: i32, reason: impl Into<String>) -> Self {
         Self::new(Subject::Descriptor(fd), reason)
     }
 }
@@ -164,7 +164,7 @@ impl From<Obstacle> for CheckpointError {
 
 impl CheckpointError {
     /// For `map_err` on a call of the node itself.
-    pub(super) fn kernel<E: Into<io::Error>>(call: &'static str) -> impl FnOnce(E) -> Self {
+    pub(crate) fn kernel<E: Into<io::Error>>(call: &'static str) -> impl FnOnce(E) -> Self {
         move |source| Self::Kernel {
             call,
             source: source.into(),

@@ -11,7 +11,7 @@ const PAGE: u64 = 4096;
 ///
 /// A restore maps the whole process anew, most of it from the pool: under that promise every page
 /// of it would have to be there at once.
-pub(super) fn refuse_locked(pid: i32, leader: &RemoteThread<'_>) -> Result<(), CheckpointError> {
+pub(crate) fn refuse_locked(pid: i32, leader: &RemoteThread<'_>) -> Result<(), CheckpointError> {
     let before = locked(pid)?;
     let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
     let arguments = [0, PAGE, libc::PROT_NONE as u64, flags, !0, 0];

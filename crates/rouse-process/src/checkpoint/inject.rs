@@ -16,7 +16,7 @@ const SYSCALL_INSTRUCTION: [u8; 2] = [0x0f, 0x05];
 /// The scratch memory is borrowed from the process: all its threads are stopped, so any writable memory serves, as
 /// long as [`Remote::finish`] puts the bytes back.
 #[derive(Debug)]
-pub(super) struct Remote<'a> {
+pub(crate) struct Remote<'a> {
     memory: &'a Memory,
     instruction: u64,
     scratch: u64,
@@ -25,7 +25,7 @@ pub(super) struct Remote<'a> {
 
 impl<'a> Remote<'a> {
     /// Looks for an instruction and for scratch memory. `stack_pointer` is a good first guess for the latter.
-    pub(super) fn new(
+    pub(crate) fn new(
         memory: &'a Memory,
         vmas: &[Vma],
         stack_pointer: u64,
@@ -53,12 +53,12 @@ impl<'a> Remote<'a> {
     }
 
     /// Address of the scratch memory.
-    pub(super) fn scratch(&self) -> u64 {
+    pub(crate) fn scratch(&self) -> u64 {
         self.scratch
     }
 
     /// Writes to the scratch memory, for system calls that read.
-    pub(super) fn set_scratch(&self, bytes: &[u8]) -> Result<(), CheckpointError> {
+    pub(crate) fn set_scratch(&self, bytes: &[u8]) -> Result<(), CheckpointError> {
         assert!(bytes.len() <= SCRATCH, "more than is given back");
         self.memory
             .write(self.scratch, bytes)
@@ -69,7 +69,7 @@ impl<'a> Remote<'a> {
     }
 
     /// The first `N` bytes of the scratch memory.
-    pub(super) fn result<const N: usize>(&self) -> Result<[u8; N], CheckpointError> {
+    pub(crate) fn result<const N: usize>(&self) -> Result<[u8; N], CheckpointError> {
         const { assert!(N <= SCRATCH) };
         let mut bytes = [0; N];
         self.memory.read(self.scratch, &mut bytes)?;
@@ -77,7 +77,7 @@ impl<'a> Remote<'a> {
     }
 
     /// Prepares a thread for system calls.
-    pub(super) fn on(&self, tid: i32) -> Result<RemoteThread<'_>, CheckpointError> {
+    pub(crate) fn on(&self, tid: i32) -> Result<RemoteThread<'_>, CheckpointError> {
         let registers = ptrace::registers(tid)?;
         let mask = ptrace::signal_mask(tid)?;
         // A pending signal would be delivered before the first instruction.
@@ -91,7 +91,7 @@ impl<'a> Remote<'a> {
     }
 
     /// Gives the scratch memory back.
-    pub(super) fn finish(self) -> Result<(), CheckpointError> {
+    pub(crate) fn finish(self) -> Result<(), CheckpointError> {
         self.memory
             .write(self.scratch, &self.borrowed)
             .map_err(|source| CheckpointError::Memory {
@@ -103,7 +103,7 @@ impl<'a> Remote<'a> {
 
 /// A thread that makes system calls for the checkpoint. Its registers and signal mask are put back when this is dropped.
 #[derive(Debug)]
-pub(super) struct RemoteThread<'a> {
+pub(crate) struct RemoteThread<'a> {
     remote: &'a Remote<'a>,
     tid: i32,
     registers: libc::user_regs_struct,
@@ -112,7 +112,7 @@ pub(super) struct RemoteThread<'a> {
 
 impl RemoteThread<'_> {
     /// Makes a system call and returns what it returned, unless that is an error.
-    pub(super) fn call(
+    pub(crate) fn call(
         &self,
         name: &'static str,
         number: libc::c_long,
@@ -155,6 +155,13 @@ impl RemoteThread<'_> {
                 Some(Stop::Ended) => return Err(CheckpointError::Gone),
             }
         }
+    }
+}
+
+impl RemoteThread<'_> {
+    /// The thread will not go on where it was: nothing of it is put back.
+    pub(crate) fn abandon(self) {
+        std::mem::forget(self);
     }
 }
 

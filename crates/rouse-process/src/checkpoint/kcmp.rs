@@ -22,22 +22,22 @@ fn kcmp(first: i32, second: i32, what: i32, a: u64, b: u64) -> Result<Ordering, 
 }
 
 /// A total order of the open file descriptions behind descriptors of a process.
-pub(super) fn descriptions(pid: i32, a: i32, b: i32) -> Result<Ordering, CheckpointError> {
+pub(crate) fn descriptions(pid: i32, a: i32, b: i32) -> Result<Ordering, CheckpointError> {
     kcmp(pid, pid, KCMP_FILE, a as u64, b as u64)
 }
 
 /// Do two threads have one table of descriptors?
-pub(super) fn same_descriptors(a: i32, b: i32) -> Result<bool, CheckpointError> {
+pub(crate) fn same_descriptors(a: i32, b: i32) -> Result<bool, CheckpointError> {
     Ok(kcmp(a, b, KCMP_FILES, 0, 0)? == Ordering::Equal)
 }
 
 /// Do two threads have one working directory and umask?
-pub(super) fn same_directory(a: i32, b: i32) -> Result<bool, CheckpointError> {
+pub(crate) fn same_directory(a: i32, b: i32) -> Result<bool, CheckpointError> {
     Ok(kcmp(a, b, KCMP_FS, 0, 0)? == Ordering::Equal)
 }
 
 /// Does `fd` refer to what the epoll set at `epoll` watches as its `nth` entry under the number `fd`?
-pub(super) fn is_watched(pid: i32, epoll: i32, fd: i32, nth: u32) -> bool {
+pub(crate) fn is_watched(pid: i32, epoll: i32, fd: i32, nth: u32) -> bool {
     #[repr(C)]
     struct Slot {
         epoll: u32,

@@ -7,37 +7,37 @@ use super::proc_files;
 
 /// One line of `/proc/PID/maps` with the flags of `smaps`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Vma {
+pub(crate) struct Vma {
     /// Addresses.
-    pub(super) range: Range<u64>,
-    pub(super) read: bool,
-    pub(super) write: bool,
-    pub(super) execute: bool,
-    pub(super) shared: bool,
+    pub(crate) range: Range<u64>,
+    pub(crate) read: bool,
+    pub(crate) write: bool,
+    pub(crate) execute: bool,
+    pub(crate) shared: bool,
     /// Offset in the file, bytes.
-    pub(super) offset: u64,
+    pub(crate) offset: u64,
     /// Device number of the file, as text (`fe:00`): only ever compared.
-    pub(super) device: String,
+    pub(crate) device: String,
     /// Inode number of the file, 0 when there is none.
-    pub(super) inode: u64,
+    pub(crate) inode: u64,
     /// Path or name, without the mark of a deleted file.
-    pub(super) path: Vec<u8>,
+    pub(crate) path: Vec<u8>,
     /// Did the path carry ` (deleted)`?
-    pub(super) deleted: bool,
+    pub(crate) deleted: bool,
     /// Protection key.
-    pub(super) pkey: u32,
+    pub(crate) pkey: u32,
     /// Two-letter codes of the `VmFlags` line, separated by spaces.
     codes: String,
 }
 
 impl Vma {
     /// Has this flag, by its code in `VmFlags`?
-    pub(super) fn has(&self, code: &str) -> bool {
+    pub(crate) fn has(&self, code: &str) -> bool {
         self.codes.split_ascii_whitespace().any(|its| its == code)
     }
 
     /// The name that `PR_SET_VMA_ANON_NAME` gave to anonymous memory; empty without one.
-    pub(super) fn given_name(&self) -> &[u8] {
+    pub(crate) fn given_name(&self) -> &[u8] {
         let inside = |prefix| self.path.strip_prefix(prefix)?.strip_suffix(b"]");
         inside(b"[anon:".as_slice())
             .or_else(|| inside(b"[anon_shmem:"))
@@ -45,7 +45,7 @@ impl Vma {
     }
 
     /// A part of it.
-    pub(super) fn part(&self, range: Range<u64>) -> Self {
+    pub(crate) fn part(&self, range: Range<u64>) -> Self {
         Self {
             offset: match self.inode {
                 0 => self.offset,
@@ -57,25 +57,33 @@ impl Vma {
     }
 
     /// Number of pages.
-    pub(super) fn pages(&self) -> u64 {
+    pub(crate) fn pages(&self) -> u64 {
         (self.range.end - self.range.start) / 4096
     }
 
     /// Name of its link in `/proc/PID/map_files`.
-    pub(super) fn map_file(&self) -> String {
+    pub(crate) fn map_file(&self) -> String {
         format!("map_files/{:x}-{:x}", self.range.start, self.range.end)
     }
 }
 
 /// All mappings of a process, in address order.
-pub(super) fn read(pid: i32) -> Result<Vec<Vma>, CheckpointError> {
+pub(crate) fn read(pid: i32) -> Result<Vec<Vma>, CheckpointError> {
     parse(&proc_files::read(pid, "smaps")?).ok_or_else(|| CheckpointError::Format {
         path: format!("/proc/{pid}/smaps"),
         what: "mapping",
     })
 }
 
-fn parse(smaps: &[u8]) -> Option<Vec<Vma>> {
+/// The same without flags and protection keys, from `/proc/PID/maps`: that does not look at pages.
+pub(crate) fn read_plain(pid: i32) -> Result<Vec<Vma>, CheckpointError> {
+    parse(&proc_files::read(pid, "maps")?).ok_or_else(|| CheckpointError::Format {
+        path: format!("/proc/{pid}/maps"),
+        what: "mapping",
+    })
+}
+
+pub(crate) fn parse(smaps: &[u8]) -> Option<Vec<Vma>> {
     let mut vmas: Vec<Vma> = Vec::new();
     for line in smaps.split(|byte| *byte == b'\n') {
         match line.first() {

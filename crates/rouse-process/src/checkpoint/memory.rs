@@ -11,14 +11,14 @@ use super::error::CheckpointError;
 
 /// The memory of a process, by address.
 #[derive(Debug)]
-pub(super) struct Memory {
+pub(crate) struct Memory {
     pid: i32,
     mem: File,
 }
 
 impl Memory {
     /// Opens the memory of a process that the calling thread traces.
-    pub(super) fn open(pid: i32) -> Result<Self, CheckpointError> {
+    pub(crate) fn open(pid: i32) -> Result<Self, CheckpointError> {
         let path = format!("/proc/{pid}/mem");
         match File::options().read(true).write(true).open(&path) {
             Ok(mem) => Ok(Self { pid, mem }),
@@ -30,7 +30,7 @@ impl Memory {
     ///
     /// `process_vm_readv` copies straight between the two processes; what it may not read (`PROT_NONE` memory) comes
     /// through `/proc/PID/mem`, which may.
-    pub(super) fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), CheckpointError> {
+    pub(crate) fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), CheckpointError> {
         let mut done = 0;
         while done < bytes.len() {
             let here = address + done as u64;
@@ -62,21 +62,21 @@ impl Memory {
     }
 
     /// Reads a number.
-    pub(super) fn read_u64(&self, address: u64) -> Result<u64, CheckpointError> {
+    pub(crate) fn read_u64(&self, address: u64) -> Result<u64, CheckpointError> {
         let mut bytes = [0; 8];
         self.read(address, &mut bytes)?;
         Ok(u64::from_le_bytes(bytes))
     }
 
     /// Reads `len` bytes.
-    pub(super) fn read_vec(&self, address: u64, len: usize) -> Result<Vec<u8>, CheckpointError> {
+    pub(crate) fn read_vec(&self, address: u64, len: usize) -> Result<Vec<u8>, CheckpointError> {
         let mut bytes = vec![0; len];
         self.read(address, &mut bytes)?;
         Ok(bytes)
     }
 
     /// Writes `bytes` at `address`.
-    pub(super) fn write(&self, address: u64, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn write(&self, address: u64, bytes: &[u8]) -> io::Result<()> {
         self.mem.write_all_at(bytes, address)
     }
 }

@@ -14,7 +14,7 @@ use super::proc_files;
 /// Fails when there is a queue in the ipc namespace of the process.
 ///
 /// A process in the node's own namespace is no sandbox: what is there is the host's.
-pub(super) fn refuse_queues(pid: i32) -> Result<(), CheckpointError> {
+pub(crate) fn refuse_queues(pid: i32) -> Result<(), CheckpointError> {
     let namespace = proc_files::read_link(pid, "ns/ipc")?;
     if std::fs::read_link("/proc/self/ns/ipc")
         .is_ok_and(|own| own.as_os_str().as_encoded_bytes() == namespace)

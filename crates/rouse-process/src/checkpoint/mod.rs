@@ -8,30 +8,30 @@
 //!
 //! The process is never resumed: its pipes and sockets have been emptied. The caller kills it.
 
-mod address_space;
+pub(crate) mod address_space;
 mod clocks;
 mod delta;
 mod descriptors;
-mod error;
+pub(crate) mod error;
 mod files;
 mod fingerprint;
 mod future_mappings;
-mod inject;
-mod kcmp;
-mod mappings;
-mod memory;
-mod message_queues;
+pub(crate) mod inject;
+pub(crate) mod kcmp;
+pub(crate) mod mappings;
+pub(crate) mod memory;
+pub(crate) mod message_queues;
 pub(crate) mod page_map;
 mod pages;
-mod proc_files;
+pub(crate) mod proc_files;
 mod process_state;
 mod protection_keys;
-mod ptrace;
+pub(crate) mod ptrace;
 mod registers;
 mod shared_memory;
-mod system_v;
-mod tasks;
-mod threads;
+pub(crate) mod system_v;
+pub(crate) mod tasks;
+pub(crate) mod threads;
 mod timer_signals;
 mod timers;
 mod tmp_tree;

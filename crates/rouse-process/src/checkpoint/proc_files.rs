@@ -8,18 +8,18 @@ use std::path::PathBuf;
 use super::error::CheckpointError;
 
 /// Reads `/proc/PID/NAME`.
-pub(super) fn read(pid: i32, name: &str) -> Result<Vec<u8>, CheckpointError> {
+pub(crate) fn read(pid: i32, name: &str) -> Result<Vec<u8>, CheckpointError> {
     let path = format!("/proc/{pid}/{name}");
     fs::read(&path).map_err(|source| CheckpointError::Read { path, source })
 }
 
 /// Reads `/proc/PID/NAME` as text.
-pub(super) fn read_text(pid: i32, name: &str) -> Result<String, CheckpointError> {
+pub(crate) fn read_text(pid: i32, name: &str) -> Result<String, CheckpointError> {
     Ok(String::from_utf8_lossy(&read(pid, name)?).into_owned())
 }
 
 /// Where the link `/proc/PID/NAME` points to.
-pub(super) fn read_link(pid: i32, name: &str) -> Result<Vec<u8>, CheckpointError> {
+pub(crate) fn read_link(pid: i32, name: &str) -> Result<Vec<u8>, CheckpointError> {
     let path = format!("/proc/{pid}/{name}");
     match fs::read_link(&path) {
         Ok(target) => Ok(PathBuf::into_os_string(target).into_vec()),
@@ -28,13 +28,13 @@ pub(super) fn read_link(pid: i32, name: &str) -> Result<Vec<u8>, CheckpointError
 }
 
 /// The numeric entries of the directory `/proc/PID/NAME`, sorted.
-pub(super) fn numeric_entries(pid: i32, name: &str) -> Result<Vec<i32>, CheckpointError> {
+pub(crate) fn numeric_entries(pid: i32, name: &str) -> Result<Vec<i32>, CheckpointError> {
     let path = format!("/proc/{pid}/{name}");
     numbers_in(&path)
 }
 
 /// The numeric entries of a directory, sorted.
-pub(super) fn numbers_in(path: &str) -> Result<Vec<i32>, CheckpointError> {
+pub(crate) fn numbers_in(path: &str) -> Result<Vec<i32>, CheckpointError> {
     let failed = |source| CheckpointError::Read {
         path: path.to_owned(),
         source,
@@ -52,14 +52,14 @@ pub(super) fn numbers_in(path: &str) -> Result<Vec<i32>, CheckpointError> {
 
 /// `/proc/PID/status` (or that of a thread): `Key:\tvalue` lines.
 #[derive(Debug)]
-pub(super) struct Status {
+pub(crate) struct Status {
     path: String,
     text: String,
 }
 
 impl Status {
     /// Reads the status of a process or thread, by its id on the host.
-    pub(super) fn read(tid: i32) -> Result<Self, CheckpointError> {
+    pub(crate) fn read(tid: i32) -> Result<Self, CheckpointError> {
         Ok(Self {
             path: format!("/proc/{tid}/status"),
             text: read_text(tid, "status")?,
@@ -67,7 +67,7 @@ impl Status {
     }
 
     /// The value of a line.
-    pub(super) fn value(&self, key: &'static str) -> Result<&str, CheckpointError> {
+    pub(crate) fn value(&self, key: &'static str) -> Result<&str, CheckpointError> {
         self.text
             .lines()
             .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))
@@ -76,12 +76,12 @@ impl Status {
     }
 
     /// The value of a line in another base.
-    pub(super) fn number(&self, key: &'static str, radix: u32) -> Result<u64, CheckpointError> {
+    pub(crate) fn number(&self, key: &'static str, radix: u32) -> Result<u64, CheckpointError> {
         u64::from_str_radix(self.value(key)?, radix).map_err(|_| self.malformed(key))
     }
 
     /// The id in the innermost pid namespace.
-    pub(super) fn innermost_id(&self) -> Result<i32, CheckpointError> {
+    pub(crate) fn innermost_id(&self) -> Result<i32, CheckpointError> {
         self.value("NSpid")?
             .split_whitespace()
             .next_back()
@@ -98,7 +98,7 @@ impl Status {
 }
 
 /// The name of a process or thread, by its id on the host.
-pub(super) fn name(tid: i32) -> Result<Vec<u8>, CheckpointError> {
+pub(crate) fn name(tid: i32) -> Result<Vec<u8>, CheckpointError> {
     let mut name = read(tid, "comm")?;
     if name.last() == Some(&b'\n') {
         name.pop();

@@ -12,7 +12,7 @@ use rouse_snapshot::model::Rseq;
 use super::error::CheckpointError;
 
 /// Bytes of a `siginfo_t`.
-pub(super) const SIGINFO_SIZE: usize = 128;
+pub(crate) const SIGINFO_SIZE: usize = 128;
 /// Room for the largest XSAVE area: AMX tiles take it to about 11 KiB.
 const XSAVE_ROOM: usize = 64 * 1024;
 const NT_PRSTATUS: usize = 1;
@@ -21,7 +21,7 @@ const PTRACE_EVENT_STOP: i32 = 128;
 
 /// How a traced thread stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stop {
+pub(crate) enum Stop {
     /// By `interrupt`, or together with its group by a stop signal.
     Event,
     /// At the entry to or exit from a system call.
@@ -56,7 +56,7 @@ fn request(
 ///
 /// Seccomp is suspended for it while it is traced, so that injected system calls pass. A node that lives under a
 /// filter itself may not ask for that; then they have to pass the function's filter.
-pub(super) fn seize(tid: i32) -> Result<(), CheckpointError> {
+pub(crate) fn seize(tid: i32) -> Result<(), CheckpointError> {
     let options = libc::PTRACE_O_TRACESYSGOOD as usize;
     let suspend = libc::PTRACE_O_SUSPEND_SECCOMP as usize;
     match request(libc::PTRACE_SEIZE, "SEIZE", tid, 0, options | suspend) {
@@ -70,27 +70,27 @@ pub(super) fn seize(tid: i32) -> Result<(), CheckpointError> {
 }
 
 /// Asks a seized thread to stop.
-pub(super) fn interrupt(tid: i32) -> Result<(), CheckpointError> {
+pub(crate) fn interrupt(tid: i32) -> Result<(), CheckpointError> {
     request(libc::PTRACE_INTERRUPT, "INTERRUPT", tid, 0, 0).map(drop)
 }
 
 /// Lets a thread run on, without the signal it may have stopped with.
-pub(super) fn resume(tid: i32) -> Result<(), CheckpointError> {
+pub(crate) fn resume(tid: i32) -> Result<(), CheckpointError> {
     request(libc::PTRACE_CONT, "CONT", tid, 0, 0).map(drop)
 }
 
 /// Lets a thread run to its next entry to or exit from a system call.
-pub(super) fn resume_to_syscall(tid: i32) -> Result<(), CheckpointError> {
+pub(crate) fn resume_to_syscall(tid: i32) -> Result<(), CheckpointError> {
     request(libc::PTRACE_SYSCALL, "SYSCALL", tid, 0, 0).map(drop)
 }
 
 /// Lets go of a thread.
-pub(super) fn detach(tid: i32) -> Result<(), CheckpointError> {
+pub(crate) fn detach(tid: i32) -> Result<(), CheckpointError> {
     request(libc::PTRACE_DETACH, "DETACH", tid, 0, 0).map(drop)
 }
 
 /// Waits for a thread to stop; `None` when it still runs and `block` is false.
-pub(super) fn wait(tid: i32, block: bool) -> Result<Option<Stop>, CheckpointError> {
+pub(crate) fn wait(tid: i32, block: bool) -> Result<Option<Stop>, CheckpointError> {
     let flags = libc::__WALL | libc::__WNOTHREAD | if block { 0 } else { libc::WNOHANG };
     loop {
         let mut status = 0;
@@ -125,7 +125,7 @@ pub(super) fn wait(tid: i32, block: bool) -> Result<Option<Stop>, CheckpointErro
 }
 
 /// General registers.
-pub(super) fn registers(tid: i32) -> Result<libc::user_regs_struct, CheckpointError> {
+pub(crate) fn registers(tid: i32) -> Result<libc::user_regs_struct, CheckpointError> {
     let mut regs = MaybeUninit::<libc::user_regs_struct>::zeroed();
     let mut iov = libc::iovec {
         iov_base: regs.as_mut_ptr().cast(),
@@ -143,7 +143,7 @@ pub(super) fn registers(tid: i32) -> Result<libc::user_regs_struct, CheckpointEr
 }
 
 /// Replaces the general registers.
-pub(super) fn set_registers(
+pub(crate) fn set_registers(
     tid: i32,
     regs: &libc::user_regs_struct,
 ) -> Result<(), CheckpointError> {
@@ -162,7 +162,7 @@ pub(super) fn set_registers(
 }
 
 /// The XSAVE area in standard format.
-pub(super) fn xsave(tid: i32) -> Result<Vec<u8>, CheckpointError> {
+pub(crate) fn xsave(tid: i32) -> Result<Vec<u8>, CheckpointError> {
     let mut area = vec![0u8; XSAVE_ROOM];
     let mut iov = libc::iovec {
         iov_base: area.as_mut_ptr().cast(),
@@ -181,7 +181,7 @@ pub(super) fn xsave(tid: i32) -> Result<Vec<u8>, CheckpointError> {
 }
 
 /// Blocked signals. Where a system call replaced the mask for its duration, this is the mask that it will put back.
-pub(super) fn signal_mask(tid: i32) -> Result<u64, CheckpointError> {
+pub(crate) fn signal_mask(tid: i32) -> Result<u64, CheckpointError> {
     let mut mask = 0u64;
     request(
         libc::PTRACE_GETSIGMASK as _,
@@ -194,7 +194,7 @@ pub(super) fn signal_mask(tid: i32) -> Result<u64, CheckpointError> {
 }
 
 /// Replaces the blocked signals.
-pub(super) fn set_signal_mask(tid: i32, mask: u64) -> Result<(), CheckpointError> {
+pub(crate) fn set_signal_mask(tid: i32, mask: u64) -> Result<(), CheckpointError> {
     request(
         libc::PTRACE_SETSIGMASK as _,
         "SETSIGMASK",
@@ -206,7 +206,7 @@ pub(super) fn set_signal_mask(tid: i32, mask: u64) -> Result<(), CheckpointError
 }
 
 /// The `siginfo_t` with which a thread is stopped.
-pub(super) fn stop_siginfo(tid: i32) -> Result<Vec<u8>, CheckpointError> {
+pub(crate) fn stop_siginfo(tid: i32) -> Result<Vec<u8>, CheckpointError> {
     let mut info = vec![0u8; SIGINFO_SIZE];
     request(
         libc::PTRACE_GETSIGINFO,
@@ -220,7 +220,7 @@ pub(super) fn stop_siginfo(tid: i32) -> Result<Vec<u8>, CheckpointError> {
 
 /// Which queue of pending signals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum SignalQueue {
+pub(crate) enum SignalQueue {
     /// That of the thread.
     Thread,
     /// That of the whole process.
@@ -228,7 +228,7 @@ pub(super) enum SignalQueue {
 }
 
 /// Pending signals, without taking them from their queue.
-pub(super) fn pending_signals(
+pub(crate) fn pending_signals(
     tid: i32,
     queue: SignalQueue,
 ) -> Result<Vec<Vec<u8>>, CheckpointError> {
@@ -266,7 +266,7 @@ pub(super) fn pending_signals(
 }
 
 /// The rseq area that a thread has registered.
-pub(super) fn rseq(tid: i32) -> Result<Option<Rseq>, CheckpointError> {
+pub(crate) fn rseq(tid: i32) -> Result<Option<Rseq>, CheckpointError> {
     #[repr(C)]
     #[derive(Default)]
     struct Configuration {

@@ -12,7 +12,7 @@ const SEM_INFO: u64 = 19;
 /// Fails when there are any in the ipc namespace of the process.
 ///
 /// A process in the node's own namespace is no sandbox: what is there is the host's.
-pub(super) fn refuse_objects(
+pub(crate) fn refuse_objects(
     pid: i32,
     remote: &Remote<'_>,
     leader: &RemoteThread<'_>,

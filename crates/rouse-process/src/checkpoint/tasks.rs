@@ -14,31 +14,33 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A stopped thread.
 #[derive(Debug)]
-pub(super) struct Task {
+pub(crate) struct Task {
     /// Thread id on the host.
-    pub(super) host_tid: i32,
+    pub(crate) host_tid: i32,
     /// Signals that were about to be delivered when it was stopped: taken from their queue, not yet seen by it.
-    pub(super) taken_signals: Vec<Vec<u8>>,
+    pub(crate) taken_signals: Vec<Vec<u8>>,
 }
 
 /// All threads of a process, stopped and traced by the calling OS thread. The leader is the first.
 ///
-/// When dropped, the threads are let go of, but the process stays stopped (`SIGSTOP`): it must not run on, since its
+/// When dropped without [`release`](Self::release), the threads are let go of, but the process stays stopped (`SIGSTOP`): it must not run on, since its
 /// pipes and sockets were emptied.
 #[derive(Debug)]
-pub(super) struct StoppedProcess {
+pub(crate) struct StoppedProcess {
     pid: i32,
     tasks: Vec<Task>,
+    may_go_on: bool,
 }
 
 impl StoppedProcess {
     /// Stops every thread of `pid` (an id on the host).
     ///
     /// A thread that runs may start others, so the list is read again until all that it names are stopped.
-    pub(super) fn stop(pid: i32) -> Result<Self, CheckpointError> {
+    pub(crate) fn stop(pid: i32) -> Result<Self, CheckpointError> {
         let mut process = Self {
             pid,
             tasks: Vec::new(),
+            may_go_on: false,
         };
         let program = restorer_program(pid)?;
         loop {
@@ -136,14 +138,44 @@ impl StoppedProcess {
         Ok(found)
     }
 
+    /// Waits for the end of a thread that was let run to it.
+    pub(crate) fn ended(&mut self, tid: i32) -> Result<(), CheckpointError> {
+        while !matches!(ptrace::wait(tid, true)?, Some(Stop::Ended)) {
+            ptrace::resume(tid)?;
+        }
+        self.tasks.retain(|task| task.host_tid != tid);
+        Ok(())
+    }
+
+    /// Lets all threads go on without being traced any more. They were let run meanwhile, and wait for something.
+    pub(crate) fn release(mut self) -> Result<(), CheckpointError> {
+        for task in &self.tasks {
+            ptrace::interrupt(task.host_tid)?;
+        }
+        for task in &mut self.tasks {
+            if !task.await_stop()? {
+                return Err(CheckpointError::Gone);
+            }
+        }
+        for task in &self.tasks {
+            ptrace::detach(task.host_tid)?;
+        }
+        self.tasks.clear();
+        self.may_go_on = true;
+        Ok(())
+    }
+
     /// The threads, the leader first.
-    pub(super) fn tasks(&self) -> &[Task] {
+    pub(crate) fn tasks(&self) -> &[Task] {
         &self.tasks
     }
 }
 
 impl Drop for StoppedProcess {
     fn drop(&mut self) {
+        if self.may_go_on {
+            return;
+        }
         // SAFETY: kill takes plain numbers. The process is traced and so cannot have been reaped: the id is still its own.
         unsafe { libc::kill(self.pid, libc::SIGSTOP) };
         for task in &self.tasks {
@@ -199,6 +231,23 @@ fn restorer_program(pid: i32) -> Result<Vec<Range<u64>>, CheckpointError> {
     Ok(maps.lines().filter(is_program).filter_map(range).collect())
 }
 
+/// Fails when anything lives in the sandbox of a process but its init and the process itself, zombies included. Its
+/// own `/proc` lists what its pid namespace holds, and nothing of the host.
+pub(crate) fn refuse_company(pid: i32) -> Result<(), CheckpointError> {
+    const INIT: i32 = 1;
+    let own = Status::read(pid)?.innermost_id()?;
+    let all = proc_files::numeric_entries(pid, "root/proc")?;
+    match all.into_iter().find(|id| ![INIT, own].contains(id)) {
+        Some(other) => {
+            let name = proc_files::read_text(pid, &format!("root/proc/{other}/comm"));
+            let name = name.unwrap_or_default().trim_end().to_owned();
+            let subject = Subject::Process { pid: other, name };
+            Err(Obstacle::new(subject, "lives beside the function's first process").into())
+        }
+        None => Ok(()),
+    }
+}
+
 fn is_dead(tid: i32) -> bool {
     Status::read(tid).map_or(true, |status| {
         status
@@ -238,7 +287,7 @@ fn leader_error(pid: i32, error: CheckpointError) -> CheckpointError {
 /// Fails when the process is not alone: children, and any other process of its pid namespace but `init_pid`.
 ///
 /// A process in the node's own pid namespace is no sandbox; then only children count.
-pub(super) fn refuse_other_processes(
+pub(crate) fn refuse_other_processes(
     pid: i32,
     init_pid: i32,
     tasks: &[Task],
@@ -283,7 +332,7 @@ fn other_process(host_pid: i32) -> CheckpointError {
 }
 
 /// Fails when a thread has descriptors or a working directory of its own (`unshare`).
-pub(super) fn refuse_separate_tables(tasks: &[Task]) -> Result<(), CheckpointError> {
+pub(crate) fn refuse_separate_tables(tasks: &[Task]) -> Result<(), CheckpointError> {
     let Some((leader, others)) = tasks.split_first() else {
         return Ok(());
     };

@@ -21,7 +21,7 @@ const SCHED_FLAG_RESET_ON_FORK: u64 = 1;
 const SCHED_RESET_ON_FORK: u32 = 0x4000_0000;
 
 /// What can be told from outside. The rest of the thread is filled in by [`read_inside`].
-pub(super) fn read_outside(memory: &Memory, task: &Task) -> Result<Thread, CheckpointError> {
+pub(crate) fn read_outside(memory: &Memory, task: &Task) -> Result<Thread, CheckpointError> {
     let host_tid = task.host_tid;
     let tid = Status::read(host_tid)?.innermost_id()?;
     let name = proc_files::name(host_tid)?;
@@ -61,7 +61,7 @@ pub(super) fn read_outside(memory: &Memory, task: &Task) -> Result<Thread, Check
 }
 
 /// What only the thread itself can tell.
-pub(super) fn read_inside(
+pub(crate) fn read_inside(
     remote: &Remote<'_>,
     task: &Task,
     thread: &mut Thread,
@@ -95,7 +95,7 @@ pub(super) fn read_inside(
 
 /// Signals that wait for this thread, and more about those `of_process`. Read when the process makes no more calls: timers go on while
 /// it is stopped, and one that rings after its signal was looked for would be forgotten.
-pub(super) fn read_pending(
+pub(crate) fn read_pending(
     remote: &Remote<'_>,
     task: &Task,
     thread: &mut Thread,
@@ -115,14 +115,14 @@ pub(super) fn read_pending(
 
 /// What threads of a new sandbox have, which need not be saved.
 #[derive(Debug)]
-pub(super) struct Usual {
-    io_priority: u32,
-    affinity: Vec<u8>,
+pub(crate) struct Usual {
+    pub(crate) io_priority: u32,
+    pub(crate) affinity: Vec<u8>,
 }
 
 impl Usual {
     /// Those of a process that has never changed them.
-    pub(super) fn read(pid: i32) -> Result<Self, CheckpointError> {
+    pub(crate) fn read(pid: i32) -> Result<Self, CheckpointError> {
         Ok(Self {
             io_priority: io_priority(pid)?,
             affinity: affinity(pid)?,
@@ -130,7 +130,7 @@ impl Usual {
     }
 
     /// Adds what this thread has otherwise.
-    pub(super) fn read_differences(
+    pub(crate) fn read_differences(
         &self,
         task: &Task,
         thread: &mut Thread,
@@ -146,7 +146,7 @@ impl Usual {
     }
 }
 
-fn io_priority(tid: i32) -> Result<u32, CheckpointError> {
+pub(crate) fn io_priority(tid: i32) -> Result<u32, CheckpointError> {
     const IOPRIO_WHO_PROCESS: i32 = 1;
     // SAFETY: ioprio_get takes plain numbers.
     let result = unsafe { libc::syscall(libc::SYS_ioprio_get, IOPRIO_WHO_PROCESS, tid) };

@@ -30,6 +30,7 @@ use crate::clones::Clones;
 use crate::launcher::Parked;
 use crate::memory_report::{MemoryReport, Placement, Tier};
 use crate::plan::{Environment, PlanError};
+use crate::rewind::Baseline;
 use crate::working_set::{Learner, Schedule};
 
 /// Why a snapshot cannot be used.
@@ -90,6 +91,8 @@ pub struct Image {
     /// Which boots are blind and which invocations are observed.
     schedule: Schedule,
     learner: Mutex<Learner>,
+    /// What a fresh instance looks like, once one has been looked at.
+    baseline: Mutex<Option<Arc<Baseline>>>,
     storing: Mutex<()>,
     problem: OnceLock<String>,
     binding: SnapshotBinding,
@@ -161,6 +164,7 @@ impl Image {
             current: RwLock::new(current),
             schedule,
             learner: Mutex::new(learner),
+            baseline: Mutex::new(None),
             storing: Mutex::new(()),
             problem: OnceLock::new(),
             binding,
@@ -210,6 +214,30 @@ impl Image {
     /// How many instances wait for requests.
     pub fn parked_count(&self) -> usize {
         self.read().parked.as_ref().map_or(0, |parked| parked.len())
+    }
+
+    /// How many instances wait that were rewound.
+    pub fn rewound_count(&self) -> usize {
+        (self.read().parked.as_ref()).map_or(0, |parked| parked.rewound_len())
+    }
+
+    /// Ends those.
+    pub fn end_rewound(&self) {
+        if let Some(parked) = self.parked() {
+            parked.drop_rewound();
+        }
+    }
+
+    /// What a fresh instance looked like when one was last looked at.
+    pub(crate) fn baseline(&self) -> Option<Arc<Baseline>> {
+        let known = self.baseline.lock();
+        known.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A fresh instance looks like this now.
+    pub(crate) fn set_baseline(&self, baseline: Arc<Baseline>) {
+        let mut known = self.baseline.lock().unwrap_or_else(PoisonError::into_inner);
+        *known = Some(baseline);
     }
 
     /// What makes the image useless, once something does.

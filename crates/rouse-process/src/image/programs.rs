@@ -100,11 +100,16 @@ impl Programs {
         Ok(self.parked.get_or_init(|| program))
     }
 
+    /// What all of them are made with.
+    pub(crate) fn working_set(&self) -> &WorkingSet {
+        &self.working_set
+    }
+
     /// What was prepared in an instance that came to be on `path`.
     pub(crate) fn prepared(&self, path: BootPath) -> Arc<WorkingSet> {
         match path {
             BootPath::Fork => self.cloned.clone(),
-            BootPath::Parked => self.ahead.clone(),
+            BootPath::Parked | BootPath::Rewind => self.ahead.clone(),
             _ => self.copied.clone(),
         }
     }

@@ -6,6 +6,7 @@
 //! | `restore` | [`Launcher::restore`]: sandbox, order to its blank | `blank`, `rouse_restorer`, `plan` |
 //! | `fork` | [`Launcher::fork`]: a porter of the image's template is told to go | `clones`, `plan::template` |
 //! | `parked` | [`Launcher::parked`]: a `restore` done ahead, which stopped before its end | `launcher::parked`, `plan::parking` |
+//! | `rewind` | [`Launcher::rewind`]: an instance that has answered, put back to its snapshot | `crate::rewind`, `plan::rewind` |
 //!
 //! Nothing here waits for the instance: an order is sent and the instance is handed to the
 //! caller, who may already write the answer to its parked request.
@@ -15,6 +16,7 @@ mod observe;
 mod paging;
 mod parked;
 mod restow;
+mod rewind;
 mod snapshots;
 
 use std::collections::HashMap;
@@ -38,7 +40,7 @@ use rustix::pipe::PipeFlags;
 use crate::blank;
 use crate::clock::FunctionClock;
 use crate::clones::Clones;
-use crate::image::memory::hold_all;
+use crate::image::memory::{ImageMemory, hold_all};
 use crate::image::{self, LoadedProgram};
 pub use crate::image::{Image, ImageError};
 use crate::instance::{BootPath, Instance, LaunchSpec, Origin, Stage};
@@ -261,7 +263,9 @@ impl Launcher {
         subject.watch = paging.map(|paging| paging.watch(image.snapshot(), &holds, exact));
         let prepared = programs.prepared(BootPath::Restore);
         let exact = exact && paging.is_some();
-        let origin = self.origin(image, spec, prepared, exact);
+        let watched = paging.is_some();
+        let mut origin = self.origin(image, spec, prepared, exact, memories);
+        origin.watched = watched;
         Ok(self.instance(BootPath::Restore, parts, subject, log, Some(origin)))
     }
 
@@ -299,7 +303,7 @@ impl Launcher {
             parts.subject(control, started, stages([begin, verified, taken], started));
         subject.program = Some(clones.programs.template.program.clone());
         let prepared = clones.programs.prepared(BootPath::Fork);
-        let origin = self.origin(image, spec, prepared, false);
+        let origin = self.origin(image, spec, prepared, false, image.memories());
         Ok(self.instance(BootPath::Fork, parts, subject, log, Some(origin)))
     }
 
@@ -391,10 +395,13 @@ impl Launcher {
         spec: &LaunchSpec,
         prepared: Arc<WorkingSet>,
         exact: bool,
+        memories: Vec<Arc<ImageMemory>>,
     ) -> Origin {
         Origin {
             prepared,
             exact,
+            watched: false,
+            memories,
             launcher: self.clone(),
             image: image.clone(),
             spec: spec.clone(),

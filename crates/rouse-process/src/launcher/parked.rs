@@ -20,7 +20,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::oneshot;
 
 use super::{Launcher, Parts, lend, log_pipe, micros, unreachable_blank};
-use crate::image::memory::{Hold, hold_all};
+use crate::image::memory::{Hold, ImageMemory, hold_all};
 use crate::image::{Image, Programs};
 use crate::instance::{BootPath, Instance, LaunchSpec, Stage};
 use crate::launcher::LaunchError;
@@ -49,6 +49,8 @@ pub(crate) struct Parked {
 #[derive(Debug, Default)]
 struct State {
     waiting: VecDeque<Waiting>,
+    /// Those that have answered and were put back to the snapshot; the one that was used last is the first.
+    rewound: VecDeque<(Instant, Waiting)>,
     target: usize,
     /// Is somebody making them?
     filling: bool,
@@ -58,10 +60,12 @@ struct State {
 
 /// An instance that waits. It does not own its image yet, which owns it.
 #[derive(Debug)]
-struct Waiting {
-    instance: Instance,
-    programs: Arc<Programs>,
-    pidfd: OwnedFd,
+pub(super) struct Waiting {
+    pub(super) instance: Instance,
+    pub(super) programs: Arc<Programs>,
+    /// The pools that it maps.
+    pub(super) memories: Vec<Arc<ImageMemory>>,
+    pub(super) pidfd: OwnedFd,
 }
 
 impl Waiting {
@@ -113,6 +117,55 @@ impl Parked {
             }
             self.failed("an instance ended while it was parked");
         }
+    }
+
+    /// How many wait that were rewound.
+    pub fn rewound_len(&self) -> usize {
+        self.lock().rewound.len()
+    }
+
+    /// Keeps one that was rewound for `keep`, beside at most `most - 1` others.
+    pub(super) fn put_rewound(self: &Arc<Self>, waiting: Waiting, most: usize, keep: Duration) {
+        let (id, mut exit) = (waiting.instance.id, waiting.instance.exit.clone());
+        let since = Instant::now();
+        let surplus = {
+            let mut state = self.lock();
+            state.rewound.push_front((since, waiting));
+            let keep = most.min(state.rewound.len());
+            state.rewound.split_off(keep)
+        };
+        drop(surplus);
+        let parked = Arc::downgrade(self);
+        tokio::spawn(async move {
+            let ended = exit.wait_for(Option::is_some);
+            // Ended or not used: it goes in both cases.
+            let _ = tokio::time::timeout(keep, ended).await;
+            let found = parked.upgrade().and_then(|parked| {
+                let mut state = parked.lock();
+                // It may have been taken, and have come back.
+                let is_it =
+                    |(time, one): &(Instant, Waiting)| *time == since && one.instance.id == id;
+                let at = state.rewound.iter().position(is_it);
+                at.and_then(|at| state.rewound.remove(at))
+            });
+            drop(found);
+        });
+    }
+
+    /// One that was rewound and lives.
+    pub(super) fn take_rewound(&self) -> Option<Waiting> {
+        loop {
+            let (_, waiting) = self.lock().rewound.pop_front()?;
+            if waiting.lives() {
+                return Some(waiting);
+            }
+        }
+    }
+
+    /// Ends all that were rewound.
+    pub fn drop_rewound(&self) {
+        let rewound = std::mem::take(&mut self.lock().rewound);
+        drop(rewound);
     }
 
     /// Makes what is missing, in the background, after `rest`.
@@ -254,31 +307,55 @@ impl Launcher {
             None if make => self.park(image, spec).await?,
             None => return Ok(None),
         };
+        Ok(Some(self.awake(image, spec, waiting, verify, taking)))
+    }
+
+    /// An instance that waited, to be resumed; `verify` is in microseconds.
+    pub(super) fn awake(
+        &self,
+        image: &Arc<Image>,
+        spec: &LaunchSpec,
+        waiting: Waiting,
+        verify: u64,
+        taking: Instant,
+    ) -> Instance {
         let Waiting {
             mut instance,
             programs,
+            memories,
             ..
         } = waiting;
-        let prepared = programs.prepared(BootPath::Parked);
-        instance.origin = Some(self.origin(image, spec, prepared, false));
+        let prepared = programs.prepared(instance.path);
+        instance.origin = Some(self.origin(image, spec, prepared, false, memories));
         let stage = |name, us| Stage { name, us };
         let stages = vec![stage("verify", verify), stage("take", micros(taking))];
         instance.monitor.begin_again(stages);
-        Ok(Some(instance))
+        instance
+    }
+
+    /// The instances of an image that wait.
+    pub(super) fn parked_of(&self, image: &Arc<Image>, spec: &LaunchSpec) -> Arc<Parked> {
+        match image.parked() {
+            Some(parked) => parked,
+            None => image.set_parked(Parked::new(self, image, spec)),
+        }
     }
 
     /// From now on keeps so many instances of a snapshot parked, as long as all its pages are in memory.
     pub fn set_parked(&self, image: &Arc<Image>, spec: &LaunchSpec, target: usize) {
-        let parked = match image.parked() {
-            Some(parked) => parked,
-            None if target == 0 => return,
-            None => image.set_parked(Parked::new(self, image, spec)),
-        };
+        if target == 0 && image.parked().is_none() {
+            return;
+        }
+        let parked = self.parked_of(image, spec);
         parked.set_target(if image.is_resident() { target } else { 0 });
     }
 
     /// Restores an instance up to its first own instruction.
-    async fn park(&self, image: &Arc<Image>, spec: &LaunchSpec) -> Result<Waiting, LaunchError> {
+    pub(super) async fn park(
+        &self,
+        image: &Arc<Image>,
+        spec: &LaunchSpec,
+    ) -> Result<Waiting, LaunchError> {
         image.verify_files()?;
         let programs = image.programs();
         let memories = image.memories();
@@ -315,6 +392,7 @@ impl Launcher {
         Ok(Waiting {
             instance,
             programs: programs.clone(),
+            memories,
             pidfd,
         })
     }

@@ -5,10 +5,13 @@ use std::ops::Range;
 
 use rouse_restorer::op::Op;
 use rouse_sandbox::seccomp::memory_calls::PASS;
-use rouse_snapshot::model::{Backing, Mapping, PAGE_SIZE, PageRun};
+use rouse_snapshot::model::{Backing, Mapping, PAGE_SIZE, PageRun, ProcessSnapshot};
 
 use super::copied::{Copies, Layout, copied, without};
 use super::{Context, PlanError, waiting_room};
+
+/// The executable stays what it is: only who may restore checkpoints may set it.
+pub(super) const KEEP_EXE: u64 = u32::MAX as u64;
 
 /// Where the kernel's own mappings are, in a process that is about to run a program.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,7 +71,11 @@ impl Context<'_> {
         for mapping in &snapshot.mappings {
             self.map(list, mapping);
         }
-        self.memory_layout(list);
+        let exe = self.file_fd(snapshot.process.exe.0);
+        self.memory_layout(list, exe);
+        if snapshot.process.thp_disable {
+            self.disable_huge_pages(list, true);
+        }
         Ok(())
     }
 
@@ -86,7 +93,7 @@ impl Context<'_> {
     }
 
     /// Reads pages from the pool to where they belong. Those that lie side by side in it come with one read.
-    fn read_copied(&mut self, list: &mut Vec<Op>, copied: &[PageRun]) {
+    pub(super) fn read_copied(&mut self, list: &mut Vec<Op>, copied: &[PageRun]) {
         let follows = |one: &PageRun, next: &PageRun| one.pool_page + one.pages == next.pool_page;
         for part in copied.chunk_by(follows) {
             for part in part.chunks(libc::UIO_MAXIOV as usize) {
@@ -158,7 +165,7 @@ impl Context<'_> {
         Ok(moves)
     }
 
-    fn map(&mut self, list: &mut Vec<Op>, mapping: &Mapping) {
+    pub(super) fn map(&mut self, list: &mut Vec<Op>, mapping: &Mapping) {
         // The kernel would choose a protection key for it here and now.
         let closed = self.is_executable_only(mapping).then(|| Mapping {
             prot: libc::PROT_NONE as u32,
@@ -188,23 +195,21 @@ impl Context<'_> {
     /// that hold something: what lies below the stack pointer (and the red zone under it) is dead,
     /// however deep the program once was.
     fn map_stack(&mut self, list: &mut Vec<Op>, mapping: &Mapping) {
-        const RED_ZONE: u64 = 128;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_GROWSDOWN | libc::MAP_STACK;
         list.push(mmap(&mapping.range, mapping.prot, flags, u64::MAX, 0));
-        let pointer = self.snapshot.threads[0].regs.rsp;
-        let live = match mapping.range.contains(&pointer) {
-            true => pointer.saturating_sub(RED_ZONE) / PAGE_SIZE * PAGE_SIZE,
-            // The thread is on another stack: nothing is known about this one.
-            false => mapping.range.start,
-        };
-        for run in &mapping.saved {
-            let end = run.address + run.pages * PAGE_SIZE;
-            let start = run.address.max(live);
-            if start < end {
-                let offset = run.pool_page * PAGE_SIZE + (start - run.address);
-                let args = [self.fds.pool(), start, end - start, offset];
-                list.push(Op::syscall(libc::SYS_pread64, &args).exact(end - start));
-            }
+        for run in live_stack(self.snapshot, mapping) {
+            let (offset, len) = (run.pool_page * PAGE_SIZE, run.pages * PAGE_SIZE);
+            let args = [self.fds.pool(), run.address, len, offset];
+            list.push(Op::syscall(libc::SYS_pread64, &args).exact(len));
+        }
+    }
+
+    /// The descriptor of the pool in which a run lies.
+    pub(super) fn pool_of(&self, run: &PageRun) -> u64 {
+        match run.pool() {
+            0 => self.fds.pool(),
+            // Behind the files.
+            parent => self.fds.file(self.files.len() + parent - 1),
         }
     }
 
@@ -214,11 +219,7 @@ impl Context<'_> {
         if mapping.flags.no_reserve {
             flags |= libc::MAP_NORESERVE;
         }
-        let pool = match run.pool() {
-            0 => self.fds.pool(),
-            // Behind the files.
-            parent => self.fds.file(self.files.len() + parent - 1),
-        };
+        let pool = self.pool_of(run);
         let offset = run.page_in_pool() * PAGE_SIZE;
         list.push(mmap(&range, mapping.prot, flags, pool, offset));
     }
@@ -266,11 +267,11 @@ impl Context<'_> {
     }
 
     /// `struct prctl_mm_map`: what `/proc/self/{stat,cmdline,environ,auxv,exe}` and `brk` go by.
-    fn memory_layout(&mut self, list: &mut Vec<Op>) {
+    /// `exe` is a descriptor of the executable, or [`KEEP_EXE`].
+    pub(super) fn memory_layout(&mut self, list: &mut Vec<Op>, exe: u64) {
         let process = &self.snapshot.process;
         let auxv = self.builder.bytes(&process.mm.auxv, 8);
         let f = &process.mm.fields;
-        let exe = self.file_fd(process.exe.0);
         let map = self.builder.words(&[
             f.start_code,
             f.end_code,
@@ -295,13 +296,34 @@ impl Context<'_> {
             0,
         ];
         list.push(Op::syscall(libc::SYS_prctl, &args));
-        if process.thp_disable {
-            list.push(Op::syscall(
-                libc::SYS_prctl,
-                &[libc::PR_SET_THP_DISABLE as u64, 1, 0, 0, 0],
-            ));
-        }
     }
+
+    /// `PR_SET_THP_DISABLE`.
+    pub(super) fn disable_huge_pages(&self, list: &mut Vec<Op>, disable: bool) {
+        let args = [libc::PR_SET_THP_DISABLE as u64, u64::from(disable), 0, 0, 0];
+        list.push(Op::syscall(libc::SYS_prctl, &args));
+    }
+}
+
+/// The pages of a stack that hold something, as parts of its saved runs.
+pub(super) fn live_stack(snapshot: &ProcessSnapshot, mapping: &Mapping) -> Vec<PageRun> {
+    const RED_ZONE: u64 = 128;
+    let pointer = snapshot.threads[0].regs.rsp;
+    let live = match mapping.range.contains(&pointer) {
+        true => pointer.saturating_sub(RED_ZONE) / PAGE_SIZE * PAGE_SIZE,
+        // The thread is on another stack: nothing is known about this one.
+        false => mapping.range.start,
+    };
+    let part = |run: &PageRun| {
+        let end = run.address + run.pages * PAGE_SIZE;
+        let start = run.address.max(live);
+        (start < end).then(|| PageRun {
+            address: start,
+            pages: (end - start) / PAGE_SIZE,
+            pool_page: run.pool_page + (start - run.address) / PAGE_SIZE,
+        })
+    };
+    mapping.saved.iter().filter_map(part).collect()
 }
 
 pub(super) fn mmap(range: &Range<u64>, prot: u32, flags: i32, fd: u64, offset: u64) -> Op {
@@ -325,7 +347,7 @@ pub(super) fn mremap(from: &Range<u64>, to: u64) -> Op {
     Op::syscall(libc::SYS_mremap, &[from.start, len, len, flags, to, PASS])
 }
 
-fn populate(list: &mut Vec<Op>, ranges: &[Range<u64>], advice: i32) {
+pub(super) fn populate(list: &mut Vec<Op>, ranges: &[Range<u64>], advice: i32) {
     for range in ranges {
         // A plain `MADV_DONTNEED`, so that the pool shows up.
         let args = [

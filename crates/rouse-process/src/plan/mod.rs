@@ -8,6 +8,9 @@
 //! - the **template** program, for a template host: replace the address space, then wait and
 //!   make clones, each of which makes the rest of the process, then resumes.
 //!
+//! A third kind is compiled for one process at a time: the **rewind** program puts an instance that has
+//! served a request back to the snapshot, and does only what differs.
+//!
 //! | module | part of the list |
 //! |---|---|
 //! | [`address_space`] | vDSO, mappings, memory layout fields |
@@ -18,6 +21,7 @@
 //! | [`watched`] | memory of which pages may be absent |
 //! | [`threads`] | signals, timers, threads, privileges, resume |
 //! | [`parking`] | the stop of an instance that is made ahead |
+//! | [`rewind`] | what a rewind undoes in a process that has run |
 //! | [`waiting_room`] | what a blank runs until its program arrives |
 //! | [`template`] | the template host's loop and the way of a clone into its sandbox |
 
@@ -26,6 +30,7 @@ pub(crate) mod copied;
 mod descriptors;
 mod parking;
 mod protection_keys;
+pub(crate) mod rewind;
 mod shared_memory;
 mod template;
 mod threads;
@@ -214,6 +219,8 @@ enum Kind {
     Template,
     /// A restore that stops before its first own instruction.
     Parked,
+    /// The same, in a process that has run already.
+    Rewind,
 }
 
 /// What both programs are made from.
@@ -254,38 +261,7 @@ impl Input<'_> {
 
 fn build(input: Input<'_>, base: u64, kind: Kind) -> Result<Program, PlanError> {
     let template = kind == Kind::Template;
-    let Input {
-        snapshot,
-        environment,
-        working_set,
-        fds,
-        files,
-    } = input;
-    let mut builder = Builder::new(base, fds.base as i32);
-    let stamps = builder.bytes(&[0u8; STAMP * (RESTORE_STAGES.len() + 1)], STAMP);
-    let mut context = Context {
-        snapshot,
-        environment,
-        working_set,
-        fds,
-        files,
-        is_clone: template,
-        is_watched: kind == Kind::Watched,
-        is_parked: kind == Kind::Parked,
-        copies: match kind {
-            Kind::Restore | Kind::Parked => Copies::Restore,
-            Kind::Template => Copies::Host,
-            Kind::Watched => Copies::Nothing,
-        },
-        filtered_ahead: template
-            && snapshot.threads.len() == 1
-            && snapshot.threads[0].tid == template::FIRST_PID,
-        builder,
-        object_cells: BTreeMap::new(),
-        stamps,
-        stamped: 0,
-        timer_descriptors: Vec::new(),
-    };
+    let mut context = Context::new(input, base, kind);
     let mut instance = Vec::new();
     context.stamp(&mut instance);
     if !template {
@@ -333,6 +309,14 @@ struct Context<'a> {
     is_watched: bool,
     /// It is made ahead, and waits for its request.
     is_parked: bool,
+    /// It has run before: what it has must be taken away, and its rights are gone.
+    is_rewound: bool,
+    /// How the lists of its threads begin, by thread id, when it is rewound.
+    thread_heads: BTreeMap<i32, Vec<Op>>,
+    /// Where these lists are.
+    thread_lists: BTreeMap<i32, u64>,
+    /// The cell that lets its threads go on once its memory is back.
+    memory_gate: u64,
     /// Whether pages are copied where that saves mappings.
     copies: Copies,
     /// The system-call filter is on before this list begins (see `template`).
@@ -350,7 +334,47 @@ struct Context<'a> {
 /// Bytes of a `struct timespec`.
 const STAMP: usize = 16;
 
-impl Context<'_> {
+impl<'a> Context<'a> {
+    fn new(input: Input<'a>, base: u64, kind: Kind) -> Self {
+        let Input {
+            snapshot,
+            environment,
+            working_set,
+            fds,
+            files,
+        } = input;
+        let template = kind == Kind::Template;
+        let mut builder = Builder::new(base, fds.base as i32);
+        let stamps = builder.bytes(&[0u8; STAMP * (RESTORE_STAGES.len() + 1)], STAMP);
+        Self {
+            snapshot,
+            environment,
+            working_set,
+            fds,
+            files,
+            is_clone: template,
+            is_watched: kind == Kind::Watched,
+            is_parked: matches!(kind, Kind::Parked | Kind::Rewind),
+            is_rewound: kind == Kind::Rewind,
+            thread_heads: BTreeMap::new(),
+            thread_lists: BTreeMap::new(),
+            memory_gate: 0,
+            copies: match kind {
+                Kind::Restore | Kind::Parked | Kind::Rewind => Copies::Restore,
+                Kind::Template => Copies::Host,
+                Kind::Watched => Copies::Nothing,
+            },
+            filtered_ahead: template
+                && snapshot.threads.len() == 1
+                && snapshot.threads[0].tid == template::FIRST_PID,
+            builder,
+            object_cells: BTreeMap::new(),
+            stamps,
+            stamped: 0,
+            timer_descriptors: Vec::new(),
+        }
+    }
+
     /// The pool, in an instance that is being made.
     fn pool_fd(&self) -> u64 {
         if self.is_clone {

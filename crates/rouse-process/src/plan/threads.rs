@@ -10,7 +10,7 @@ const ARCH_SET_GS: u64 = 0x1001;
 const ARCH_SET_FS: u64 = 0x1002;
 const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
 const SIGEV_THREAD_ID: i32 = 4;
-const SIGNAL_SET_LEN: u64 = 8;
+pub(super) const SIGNAL_SET_LEN: u64 = 8;
 /// Capabilities that the kernel knows, or more.
 const CAPABILITIES: u64 = 48;
 const IOPRIO_WHO_PROCESS: u64 = 1;
@@ -37,12 +37,22 @@ impl Context<'_> {
         let arrived = self.builder.cell(0);
         let gate = self.builder.cell(0);
 
-        list.push(Op::syscall(libc::SYS_setsid, &[]).ignore_error());
+        if !self.is_rewound {
+            list.push(Op::syscall(libc::SYS_setsid, &[]).ignore_error());
+        }
         self.process_attributes(list);
         for thread in others {
-            let ops = self.thread_list(thread, arrived, gate);
+            if let Some(head) = self.thread_heads.remove(&thread.tid) {
+                let ops = self.thread_list(head, thread, arrived, gate);
+                self.thread_lists.insert(thread.tid, ops);
+                continue;
+            }
+            let ops = self.thread_list(Vec::new(), thread, arrived, gate);
             let args = self.clone_args(thread.tid);
             list.push(Op::spawn(args, CLONE_ARGS_SIZE as u64, ops));
+        }
+        if self.is_rewound {
+            self.let_threads_on(list);
         }
         self.thread_state(list, leader);
         self.queue_signals(list);
@@ -62,7 +72,7 @@ impl Context<'_> {
                 0,
             ],
         ));
-        if !self.filtered_ahead {
+        if !self.filtered_ahead && !self.is_rewound {
             self.seccomp(list);
         }
         self.stamp(list);
@@ -95,7 +105,11 @@ impl Context<'_> {
                 list.push(Op::syscall(libc::SYS_membarrier, &[u64::from(command)]));
             }
         }
-        let mut rlimits = self.environment.rlimits.clone();
+        // What a new sandbox has is given to one that is rewound from outside: it may not raise its limits.
+        let mut rlimits = match self.is_rewound {
+            true => Vec::new(),
+            false => self.environment.rlimits.clone(),
+        };
         rlimits.extend_from_slice(&process.rlimits);
         for (resource, soft, hard) in rlimits {
             let limit = self.builder.words(&[soft, hard]);
@@ -111,7 +125,7 @@ impl Context<'_> {
             let args = [u64::from(action.signal), raw, 0, SIGNAL_SET_LEN];
             list.push(Op::syscall(libc::SYS_rt_sigaction, &args));
         }
-        if !self.filtered_ahead {
+        if !self.filtered_ahead && !self.is_rewound {
             self.drop_groups(list);
         }
     }
@@ -140,8 +154,8 @@ impl Context<'_> {
             .words(&[flags as u64, 0, 0, 0, 0, 0, 0, 0, tid, 1])
     }
 
-    fn thread_list(&mut self, thread: &Thread, arrived: u64, gate: u64) -> u64 {
-        let mut list = Vec::new();
+    /// What a thread that is not the leader runs; `list` is its beginning.
+    fn thread_list(&mut self, mut list: Vec<Op>, thread: &Thread, arrived: u64, gate: u64) -> u64 {
         self.thread_state(&mut list, thread);
         self.drop_user(&mut list);
         die_with_parent(&mut list, thread);
@@ -154,6 +168,9 @@ impl Context<'_> {
 
     /// What belongs to one thread and is not in its signal frame.
     fn thread_state(&mut self, list: &mut Vec<Op>, thread: &Thread) {
+        if self.is_rewound {
+            reset_thread(list);
+        }
         if thread.regs.fs_base != 0 {
             list.push(Op::syscall(
                 libc::SYS_arch_prctl,
@@ -355,6 +372,20 @@ impl Context<'_> {
             xsave: &thread.xsave,
         };
         sigframe::build(&mut self.builder, &frame)
+    }
+}
+
+/// Takes back what a thread may have set of what is not set in any case.
+fn reset_thread(list: &mut Vec<Op>) {
+    const ROBUST_LIST_LEN: u64 = 24;
+    list.push(Op::syscall(libc::SYS_arch_prctl, &[ARCH_SET_FS, 0]));
+    list.push(Op::syscall(libc::SYS_arch_prctl, &[ARCH_SET_GS, 0]));
+    list.push(Op::syscall(
+        libc::SYS_set_robust_list,
+        &[0, ROBUST_LIST_LEN],
+    ));
+    for option in [libc::PR_SET_TIMERSLACK, libc::PR_SET_PDEATHSIG] {
+        list.push(Op::syscall(libc::SYS_prctl, &[option as u64, 0, 0, 0, 0]));
     }
 }
 

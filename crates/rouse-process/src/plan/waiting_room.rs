@@ -31,7 +31,7 @@ pub const END: u64 = 0x40000;
 /// Descriptors in one message; the kernel's limit is 253 (`SCM_MAX_FD`).
 pub const MAX_FDS: usize = 250;
 /// End of the user address space with four-level page tables, less the guard page.
-const TASK_SIZE: u64 = 0x7fff_ffff_f000;
+pub(crate) const TASK_SIZE: u64 = 0x7fff_ffff_f000;
 
 /// The message that brings a program: where its code, its data and its first operation are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

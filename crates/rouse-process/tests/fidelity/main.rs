@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed step of a test may panic")]
 
 mod changed_world;
+mod equality;
 mod stage;
 mod vector_code;
 

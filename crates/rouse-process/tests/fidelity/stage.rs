@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::equality;
 use rouse_pool::SnapshotStore;
 use rouse_pool::codec::DefaultChoice;
 use rouse_pool::key::NodeKey;
@@ -23,6 +24,16 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Instances of each kind, all alive at the same time.
 const INSTANCES: usize = 2;
 
+/// Programs whose checks do what cannot be undone, and how that is named.
+const IRREVERSIBLE: &[(&str, &str)] = &[
+    ("threads", "of its snapshot has ended"),
+    ("signals", "of its snapshot has ended"),
+    ("memory", "of its snapshot has ended"),
+    ("process", "of its snapshot has ended"),
+    ("registers", "of its snapshot has ended"),
+    ("sockets", "remembers connections that it has closed"),
+];
+
 /// What one check said.
 pub struct Outcome {
     pub name: String,
@@ -37,6 +48,18 @@ impl Outcome {
             failure,
         }
     }
+}
+
+/// Why instances of a program cannot be rewound once it has done its checks.
+fn reason_of(name: &str) -> Option<&'static str> {
+    let program = name.split(',').next();
+    let found = (IRREVERSIBLE.iter()).find(|(one, _)| program == Some(*one));
+    found.map(|(_, reason)| *reason)
+}
+
+fn is_expected(name: &str, outcome: &Outcome) -> bool {
+    let why = outcome.failure.as_deref().unwrap_or_default();
+    reason_of(name).is_some_and(|reason| why.contains(reason))
 }
 
 /// A running launcher and its directory.
@@ -238,9 +261,78 @@ impl Stage {
             }
         }
         for actor in actors {
-            outcomes.extend(actor.end().await);
+            if !image.is_resident() {
+                outcomes.extend(actor.end().await);
+                continue;
+            }
+            // All again, in what has been through all of it.
+            let title = format!("{}, rewound", actor.title);
+            match self.rewind(title, image, spec, actor.instance).await {
+                Ok(actor) if reason_of(name).is_none() => outcomes.extend(actor.play().await),
+                Ok(actor) => {
+                    let why = "it was rewound in spite of what it has done".to_owned();
+                    outcomes.push(Outcome::new(actor.title, Some(why)));
+                }
+                Err(outcome) if is_expected(name, &outcome) => {}
+                Err(outcome) => outcomes.push(outcome),
+            }
+        }
+        if image.is_resident() {
+            outcomes.extend(self.play_rewound(name, image, spec).await);
         }
         outcomes
+    }
+
+    /// All checks in an instance that was rewound twice after requests in which it did little.
+    async fn play_rewound(
+        &self,
+        name: &str,
+        image: &Arc<Image>,
+        spec: &LaunchSpec,
+    ) -> Vec<Outcome> {
+        let title = format!("{name}: rewound twice");
+        let mut instance = match self.launcher.restore(image, spec).await {
+            Ok(instance) => instance,
+            Err(error) => return vec![Outcome::new(title, Some(chain(&error)))],
+        };
+        for _ in 0..2 {
+            let actor = Actor::new("PASS".into(), instance);
+            let asked = tokio::task::spawn_blocking(|| actor.ask()).await.unwrap();
+            let (Some(actor), _) = asked else {
+                return asked.1;
+            };
+            instance = match self
+                .rewind(title.clone(), image, spec, actor.instance)
+                .await
+            {
+                Ok(actor) => actor.into_instance(),
+                // Its threads may end by themselves.
+                Err(outcome) if is_expected(name, &outcome) => return Vec::new(),
+                Err(outcome) => return vec![outcome],
+            };
+        }
+        Actor::new(title, instance).play().await
+    }
+
+    /// Puts an instance back to its snapshot, and compares it with a fresh one.
+    async fn rewind(
+        &self,
+        title: String,
+        image: &Arc<Image>,
+        spec: &LaunchSpec,
+        instance: Instance,
+    ) -> Result<Actor, Outcome> {
+        let failed = |why: String| Outcome::new(title.clone(), Some(why));
+        let rewound = self.launcher.rewind(instance).await;
+        let rewound = rewound.map_err(|e| failed(chain(&e)))?;
+        let fresh = self.launcher.parked(image, spec, true).await;
+        let fresh = fresh.map_err(|e| failed(chain(&e)))?;
+        let fresh = fresh.expect("one is made when none waits");
+        let pids = (fresh.pid().unwrap(), rewound.pid().unwrap());
+        match equality::difference(image.snapshot(), pids.0, pids.1) {
+            None => Ok(Actor::new(title, rewound)),
+            Some(why) => Err(failed(why)),
+        }
     }
 
     pub async fn load(
@@ -336,6 +428,28 @@ impl Actor {
         Ok(request
             .split_once("\r\n\r\n")
             .map_or_else(String::new, |(_, body)| body.to_owned()))
+    }
+
+    fn into_instance(self) -> Instance {
+        let mut instance = self.instance;
+        (instance.parked, instance.log) = (Some(self.parked), Some(self.log));
+        instance
+    }
+
+    /// All checks, and its end.
+    async fn play(self) -> Vec<Outcome> {
+        let (mut actor, mut outcomes) = (Some(self), Vec::new());
+        for _ in 0..2 {
+            if let Some(one) = actor.take() {
+                let (left, said) = tokio::task::spawn_blocking(|| one.ask()).await.unwrap();
+                outcomes.extend(said);
+                actor = left;
+            }
+        }
+        if let Some(actor) = actor {
+            outcomes.extend(actor.end().await);
+        }
+        outcomes
     }
 
     /// An instance whose request is answered with nonsense ends by itself, with a code that the node must see.

@@ -14,6 +14,8 @@ pub enum BenchPath {
     Fork,
     /// Restored ahead, resumed by the request.
     Parked,
+    /// Put back to the snapshot after an earlier request.
+    Rewind,
     /// From the snapshot.
     Restore,
     /// From nothing.
@@ -21,7 +23,7 @@ pub enum BenchPath {
 }
 
 impl BenchPath {
-    /// All, in the order of the report.
+    /// Those of `rouse bench boot`, in the order of the report.
     pub const ALL: [Self; 6] = [
         Self::Floor,
         Self::Warm,
@@ -38,6 +40,7 @@ impl BenchPath {
             Self::Warm => "warm",
             Self::Fork => "fork",
             Self::Parked => "parked",
+            Self::Rewind => "rewind",
             Self::Restore => "restore",
             Self::Cold => "cold",
         }

@@ -68,6 +68,22 @@ pub struct Row {
 }
 
 impl Row {
+    /// The figures of a path, for people: one line, or two if answers were wrong.
+    pub fn line(&self, path: BenchPath) -> String {
+        let time = |us: Option<f64>| us.map_or_else(|| "-".to_owned(), microseconds);
+        let mut text = format!(
+            "{:8} p50 {}, p99 {}; {}",
+            path.name(),
+            time(self.p50_us),
+            time(self.p99_us),
+            self.stages()
+        );
+        if let Some(reason) = &self.first_wrong {
+            let _ = write!(text, "\n{:8} {} wrong, first: {reason}", "", self.wrong);
+        }
+        text
+    }
+
     /// Medians of the stages, for a table.
     pub fn stages(&self) -> String {
         let stage = |(name, us): &(String, f64)| format!("{name} {us:.0}");

@@ -26,7 +26,7 @@ pub struct InvokeArgs {
     #[arg(long, short, default_value = "{}", value_name = "JSON|@FILE|-")]
     payload: Payload,
     /// Insist on a boot path instead of the node's choice
-    #[arg(long, value_name = "PATH", value_parser = ["cold", "restore", "fork", "warm"])]
+    #[arg(long, value_name = "PATH", value_parser = ["cold", "restore", "fork", "parked", "rewind", "warm"])]
     boot: Option<String>,
     /// Queue the event and return at once
     #[arg(long = "async")]

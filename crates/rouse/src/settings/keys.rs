@@ -81,6 +81,9 @@ settings! {
     /// Idle instances that are kept for one function
     #[arg(value_name = "N")]
     max_idle: usize = "ROUSE_MAX_IDLE",
+    /// Puts instances that have answered back to their snapshot, for later requests, instead of ending them
+    #[arg(value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    rewind: bool = "ROUSE_REWIND",
     /// Whether instances that have answered are used again: `request` (never), `instance` (as in Lambda) or `auto` (only without a snapshot)
     #[arg(value_name = "WHO")]
     isolation: Isolation = "ROUSE_ISOLATION",

@@ -194,6 +194,7 @@ impl ServeConfig {
             keep_alive_s: s.get("keep_alive_s", |s| s.keep_alive_s)?,
             keep_alive_histogram: s.get("keep_alive_histogram", |s| s.keep_alive_histogram)?,
             max_idle: s.get("max_idle", |s| s.max_idle)?,
+            rewind: s.get("rewind", |s| s.rewind)?,
             parked_min: s.get("parked_min", |s| s.parked_min)?,
             parked_max: s.get("parked_max", |s| s.parked_max)?,
             init_timeout_s: s.get("init_timeout_s", |s| s.init_timeout_s)?,

@@ -49,7 +49,7 @@ impl End {
             init: (runner.path == BootPath::Cold).then_some(self.started),
             restore: matches!(
                 runner.path,
-                BootPath::Restore | BootPath::Fork | BootPath::Parked
+                BootPath::Restore | BootPath::Fork | BootPath::Parked | BootPath::Rewind
             )
             .then_some(self.started),
             error_type: self.error_type.as_deref(),

@@ -209,7 +209,7 @@ impl Node {
         path: BootPath,
     ) -> Result<InvokeOutcome, Refusal> {
         let ready = match path {
-            BootPath::Restore | BootPath::Fork | BootPath::Parked => {
+            BootPath::Restore | BootPath::Fork | BootPath::Parked | BootPath::Rewind => {
                 let found = self
                     .usable_snapshot(request.function, &request.revision)
                     .await;
@@ -294,7 +294,11 @@ impl Node {
             let parked = self.config.boot == BootPolicy::Fresh
                 && self.boot.parked_count(&snapshot.image) > 0
                 && !self.boot.prefers_restore(&snapshot.image);
+            let rewound = self.config.rewind
+                && self.boot.rewound_count(&snapshot.image) > 0
+                && !self.boot.prefers_restore(&snapshot.image);
             let paths = [
+                (rewound, BootPath::Rewind),
                 (parked, BootPath::Parked),
                 (fork, BootPath::Fork),
                 (true, BootPath::Restore),
@@ -316,7 +320,7 @@ impl Node {
                             return Box::pin(self.cheapest(request)).await;
                         }
                         // The next path starts from the same snapshot, and says more if that is the reason.
-                        if *path == BootPath::Parked {
+                        if matches!(path, BootPath::Parked | BootPath::Rewind) {
                             continue;
                         }
                         // Pages may have been let go of at this moment, which is nobody's fault.

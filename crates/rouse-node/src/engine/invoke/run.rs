@@ -14,6 +14,7 @@ use crate::engine::runner::{Ended, Runner};
 use crate::function::record::SnapshotPoint;
 use crate::node::Node;
 use crate::runtime_api::session::RuntimeAnswer;
+use crate::serving::policy::KeepAlive;
 
 /// An instance with the event begun.
 struct Running {
@@ -42,14 +43,10 @@ impl Node {
             }
         }
         let running = match (path, image) {
-            (BootPath::Restore | BootPath::Fork | BootPath::Parked, Some((image, point))) => {
-                self.copy(request, path, &image, point, keep).await?
-            }
-            (BootPath::Restore | BootPath::Fork | BootPath::Parked, None) => {
-                return Err(Problem::Boot("there is no snapshot".into()));
-            }
             (BootPath::Cold, _) => self.launch_cold(request, keep).await?,
             (BootPath::Warm, _) => self.launch_cold(request, true).await?,
+            (_, Some((image, point))) => self.copy(request, path, &image, point, keep).await?,
+            (_, None) => return Err(Problem::Boot("there is no snapshot".into())),
         };
         self.run(request, running).await
     }
@@ -136,6 +133,11 @@ impl Node {
                     Err(error) => Err(error),
                 }
             }
+            BootPath::Rewind => match self.boot.rewound(image, spec) {
+                Ok(None) => return Err(Problem::Stale),
+                Ok(Some(booted)) => Ok(booted),
+                Err(error) => Err(error),
+            },
             BootPath::Fork => self.boot.fork(image, spec).await,
             _ => self.boot.restore_to_invoke(image, spec).await,
         }
@@ -157,6 +159,11 @@ impl Node {
         let answer = restored.answer.ok_or_else(|| {
             Problem::Boot("the instance has no connection for its parked request".into())
         })?;
+        // One that was rewound has used some for earlier requests.
+        let cpu_before = match path {
+            BootPath::Rewind => restored.runner.cpu_time(),
+            _ => Duration::ZERO,
+        };
         // The answer to its parked request is there when it wakes.
         restored
             .runner
@@ -174,7 +181,7 @@ impl Node {
             start_limit,
             keep,
             launched,
-            cpu_before: Duration::ZERO,
+            cpu_before,
         })
     }
 
@@ -270,23 +277,33 @@ impl Node {
                 outcome.log_tail = Some(runner.capture.tail());
             }
             request.function.keep(runner, self.config.max_idle);
-        } else if request.options.log_tail {
-            end.write(&runner);
-            outcome.log_tail = Some(runner.capture.tail());
-            tokio::spawn(async move {
-                if end.error_type.is_none() {
-                    drop(runner.observed().await);
-                }
-            });
         } else {
+            let mut end = Some(end);
+            if let Some(end) = end.take_if(|_| request.options.log_tail) {
+                end.write(&runner);
+                outcome.log_tail = Some(runner.capture.tail());
+            }
+            let has_failed = outcome.error_type.is_some();
+            let rewinds = self.config.rewind && !has_failed && runner.image.is_some();
+            let keep_alive = match self.serving(request.function).keep_alive {
+                KeepAlive::Fixed(seconds) => Duration::from_secs(seconds),
+                KeepAlive::Histogram => Duration::from_secs(self.config.keep_alive_s),
+            };
+            let (node, key) = (Arc::clone(self), request.function.key.clone());
             tokio::spawn(async move {
-                let runner = match end.error_type {
-                    None => runner.observed().await,
-                    Some(_) => Some(runner),
+                let observed = match has_failed {
+                    false => runner.observed().await,
+                    true => Some(runner),
                 };
-                if let Some(runner) = runner {
+                let Some(runner) = observed else { return };
+                if !rewinds {
                     runner.kill();
+                }
+                if let Some(end) = end {
                     end.write(&runner);
+                }
+                if rewinds {
+                    node.rewind(&key, runner, keep_alive).await;
                 }
             });
         }
@@ -295,6 +312,21 @@ impl Node {
 }
 
 impl Node {
+    /// Puts an instance that has answered back to its snapshot, for a later request; one that cannot be rewound is ended,
+    /// and a restore takes its place when it is needed.
+    async fn rewind(&self, function: &str, runner: Runner, keep: Duration) {
+        let (live, mut channels, _capture) = runner.into_parts();
+        // Its port must be free, and nobody may read what it says from now on.
+        channels.shutdown().await;
+        if let Err(error) = self.boot.rewind(live, self.config.max_idle, keep).await {
+            tracing::info!(
+                function,
+                reason = error.0,
+                "an instance could not be rewound and is replaced"
+            );
+        }
+    }
+
     /// Did an instance end because its snapshot is damaged?
     async fn damage(&self, image: Option<&LoadedImage>, ended: &Ended) -> Option<String> {
         let image = image?;

@@ -4,11 +4,13 @@
 //! |---|---|
 //! | [`parked`] | requests on `parked` against `warm`, and the memory of an instance that waits |
 //! | [`pool`] | how fast a ready sandbox is had, and what it costs to make a used one ready again |
+//! | [`rewind`] | requests on `rewind` against `warm` and `restore`, only if asked for |
 //! | [`burst`] | many cold requests at once |
 
 mod burst;
 mod parked;
 mod pool;
+mod rewind;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -25,7 +27,7 @@ use crate::local::{Session, with_node};
 use crate::output::error::{FAILURE, Failed, Outcome};
 use crate::settings::{LogFormat, Settings};
 
-/// Measures how requests are served: parked instances, the sandbox pool, bursts
+/// Measures how requests are served: parked and rewound instances, the sandbox pool, bursts
 ///
 /// Starts a node of its own in a temporary directory. Use a release build on an idle machine.
 #[derive(Debug, clap::Args)]
@@ -63,6 +65,8 @@ enum Part {
     Pool,
     /// A burst of cold requests
     Burst,
+    /// Instances that are put back to their snapshots; only if asked for, and then nothing is parked
+    Rewind,
 }
 
 /// What one run found.
@@ -76,6 +80,8 @@ struct Report {
     pool: Option<pool::Figures>,
     #[serde(skip_serializing_if = "Option::is_none")]
     burst: Option<burst::Figures>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rewind: Option<rewind::Figures>,
     targets: Vec<Target>,
 }
 
@@ -83,7 +89,8 @@ impl Report {
     fn wrong(&self) -> u64 {
         let parked = self.parked.as_ref().map_or(0, |figures| figures.wrong());
         let pool = self.pool.as_ref().map_or(0, |figures| figures.wrong);
-        parked + pool + self.burst.as_ref().map_or(0, |figures| figures.wrong)
+        let rewind = self.rewind.as_ref().map_or(0, |figures| figures.wrong());
+        rewind + parked + pool + self.burst.as_ref().map_or(0, |figures| figures.wrong)
     }
 
     fn tables(&self) -> String {
@@ -92,6 +99,7 @@ impl Report {
             self.parked.as_ref().map(parked::Figures::table),
             self.pool.as_ref().map(pool::Figures::text),
             self.burst.as_ref().map(burst::Figures::text),
+            self.rewind.as_ref().map(rewind::Figures::table),
             Some(super::report::targets_table(&self.targets).to_string()),
         ];
         let parts: Vec<String> = parts.into_iter().flatten().collect();
@@ -102,12 +110,16 @@ impl Report {
 /// Runs the command. The process must have a single thread.
 pub fn run(args: ServeBenchArgs) -> Outcome {
     start_log(LogFormat::Text, &args.host.log_level)?;
+    // What is done after each answer would be seen by the other parts: this one is asked for by name.
+    let rewinds = args.parts.contains(&Part::Rewind);
+    let waiting = if rewinds { 0 } else { parked::WAITING };
     let settings = Settings {
         python: Some(args.host.python.clone()),
         node: Some(args.host.node.clone()),
         keep_alive_s: Some(3600),
-        parked_min: Some(parked::WAITING),
-        parked_max: Some(parked::WAITING),
+        parked_min: Some(waiting),
+        parked_max: Some(waiting),
+        rewind: Some(rewinds),
         ..Settings::default()
     };
     let report = with_node(settings, |session| measure(&args, session))?;
@@ -159,6 +171,13 @@ fn measure(args: &ServeBenchArgs, session: &Session) -> Result<Report, Failed> {
     } else {
         None
     };
+    let rewind = if args.parts.contains(&Part::Rewind) {
+        let figures = rewind::measure(&stage, n, gap)?;
+        targets.extend(figures.targets());
+        Some(figures)
+    } else {
+        None
+    };
     machine.finish();
     Ok(Report {
         machine,
@@ -166,6 +185,7 @@ fn measure(args: &ServeBenchArgs, session: &Session) -> Result<Report, Failed> {
         parked,
         pool,
         burst,
+        rewind,
         targets,
     })
 }

@@ -16,7 +16,6 @@ use crate::bench::run::{self, Plan, Subject};
 use crate::bench::stage::Stage;
 use crate::bench::targets::{Bound, Target, target};
 use crate::output::error::Failed;
-use crate::output::quantity::microseconds;
 
 /// Instances of a function that are to wait.
 pub const WAITING: usize = 2;
@@ -194,18 +193,7 @@ impl Figures {
         for function in &self.functions {
             let _ = writeln!(text, "{}", function.name);
             for (path, row) in &function.paths {
-                let time = |us: Option<f64>| us.map_or_else(|| "-".to_owned(), microseconds);
-                let _ = writeln!(
-                    text,
-                    "{:8} p50 {}, p99 {}; {}",
-                    path.name(),
-                    time(row.p50_us),
-                    time(row.p99_us),
-                    row.stages()
-                );
-                if let Some(reason) = &row.first_wrong {
-                    let _ = writeln!(text, "{:8} {} wrong, first: {reason}", "", row.wrong);
-                }
+                let _ = writeln!(text, "{}", row.line(*path));
             }
             if let (Some(waiting), Some(written)) = (function.waiting_bytes, function.written_bytes)
             {
