@@ -31,7 +31,7 @@ def node(tmp_path_factory, node_settings):
         yield node
     finally:
         node.close()
-    wait_until(lambda: not leaks.leftovers(node), lambda: f"nothing is left: {leaks.leftovers(node)}", 20)
+    wait_until(lambda: not leaks.leftovers(node), lambda: f"nothing is left: {leaks.leftovers(node)}")
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def own_node(tmp_path):
     yield make
     for node in nodes:
         node.close()
-        wait_until(lambda: not leaks.leftovers(node), lambda: f"nothing is left: {leaks.leftovers(node)}", 20)
+        wait_until(lambda: not leaks.leftovers(node), lambda: f"nothing is left: {leaks.leftovers(node)}")
 
 
 @pytest.fixture(scope="session")

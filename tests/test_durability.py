@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from harness import leaks
-from harness.node import ROUSE, Function, wait_until
+from harness.node import PATIENCE, ROUSE, Function, wait_until
 from harness.package import python, zipped
 
 SHARED = """
@@ -29,7 +29,7 @@ def test_restart_finds_functions_and_snapshots(own_node):
     before = marks(function)
     assert len(before) == 1
     node.stop()
-    assert leaks.leftovers(node) == {}
+    wait_until(lambda: not leaks.leftovers(node), lambda: f"nothing is left: {leaks.leftovers(node)}")
     node.start()
     assert node.aws.get_function_configuration(FunctionName="kept")["Environment"] == {"Variables": {"ONE": "1"}}
     assert marks(function.ready()) == before, "the snapshot was taken again"
@@ -42,7 +42,7 @@ def test_kill_and_restart(own_node):
     for _ in range(3):
         node.kill()
         # Sandboxes die with their node.
-        wait_until(lambda: not leaks.processes(node), lambda: f"all are gone: {leaks.processes(node)}", 20)
+        wait_until(lambda: not leaks.processes(node), lambda: f"all are gone: {leaks.processes(node)}")
         node.start()
         assert marks(function.ready()) == before
 
@@ -168,7 +168,7 @@ def test_full_disk_while_a_snapshot_is_written(own_node, tmp_path):
         assert snapshot["state"] == "failed" and "No space left on device" in snapshot["reason"], snapshot
         # It is served all the same.
         assert function.call({}, "cold")
-        assert leaks.temporary(node) == []
+        wait_until(lambda: not leaks.temporary(node), lambda: f"nothing is half written: {leaks.temporary(node)}")
         (state / "filler").unlink()
         node.aws.update_function_configuration(FunctionName="full", Timeout=20)
         function.wait_active()
@@ -201,7 +201,7 @@ def test_two_nodes_do_not_share_a_state_directory(own_node):
         [ROUSE, "serve", "--state-dir", node.state, "--listen", "127.0.0.1:0"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert second.returncode == 1 and second.stderr, second
 
@@ -213,6 +213,6 @@ def test_bad_configuration_is_refused(tmp_path):
             [ROUSE, "serve", "--config", tmp_path / "rouse.toml", "--state-dir", tmp_path / "s"],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE,
         )
         assert result.returncode != 0 and word in result.stderr and "rouse.toml" in result.stderr, result

@@ -8,7 +8,12 @@ from harness.package import python
 
 HANDLER = "\ndef handler(event, context): return 'served'\n"
 OBSTACLES = {
-    "child process": ("import subprocess; child = subprocess.Popen(['sleep', '1000'])", r"process \d+ \(sleep\)"),
+    "child process": (
+        # It gets its name at the end of execve, when its parent goes on already.
+        "import subprocess; child = subprocess.Popen(['sleep', '1000'])\n"
+        "while open(f'/proc/{child.pid}/comm').read() != 'sleep\\n': pass",
+        r"process \d+ \(sleep\)",
+    ),
     "pidfd": ("import os; fd = os.pidfd_open(os.getpid())", r"fd \d+: pidfd"),
     "packet pipe": ("import os; pipe = os.pipe2(os.O_DIRECT)", r"fd \d+: pipe in packet mode"),
     "named pipe": (

@@ -7,7 +7,7 @@ import urllib.parse
 import botocore.exceptions
 import pytest
 
-from harness.node import wait_until
+from harness.node import PATIENCE, wait_until
 from harness.package import python
 
 COUNTER = """
@@ -143,7 +143,7 @@ class Client:
 
     def __init__(self, url, event):
         parts = urllib.parse.urlsplit(url)
-        self.connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=60)
+        self.connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=PATIENCE)
         self.connection.request("POST", parts.path, json.dumps(event))
 
     def answer(self):

@@ -241,7 +241,7 @@ def test_templates_survive_a_restart_and_are_made_anew_when_gone(own_node):
     assert "delta" in found["reason"], found
     assert found["parent"]["template"] == before["template"]
     assert found["taken_at"] != taken
-    assert len(template_folders(node)) == 1
+    wait_until(lambda: len(template_folders(node)) == 1, lambda: f"there is one: {template_folders(node)}")
     assert function.call({}, "restore") == function.call({}, "fork") == 1
 
 
@@ -255,7 +255,7 @@ def test_templates_can_be_switched_off(own_node):
     wait_until(lambda: "reason" in function.snapshot(), "the snapshot is built anew")
     function.ready()
     assert parent(function) is None
-    assert template_folders(node) == []
+    wait_until(lambda: template_folders(node) == [], lambda: f"there is none: {template_folders(node)}")
     assert function.call({}, "restore") == 1
 
 
@@ -267,8 +267,8 @@ def test_what_is_left_of_a_template_is_removed(own_node):
     os.makedirs(node.state / "snapshots" / "@templates" / "python3-0123456789abcdef")
     node.start()
     function.ready()
-    assert template_folders(node) == kept
+    wait_until(lambda: template_folders(node) == kept, lambda: f"what is left is gone: {template_folders(node)}")
     function.delete()
     node.stop()
     node.start()
-    assert template_folders(node) == []
+    wait_until(lambda: template_folders(node) == [], lambda: f"there is none: {template_folders(node)}")

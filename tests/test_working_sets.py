@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 import requests
 
-from harness.node import wait_until
+from harness.node import PATIENCE, wait_until
 from harness.package import python
 
 # Touches one of four parts of a large array, 4 MiB each: the part that the event names.
@@ -26,7 +26,7 @@ CLASSES = {"written", "read", "cold", "parent", "file", "zero"}
 
 
 def memory(function):
-    response = requests.get(f"{function.node.endpoint}/rouse/v1/functions/{function.name}/memory", timeout=60)
+    response = requests.get(f"{function.node.endpoint}/rouse/v1/functions/{function.name}/memory", timeout=PATIENCE)
     assert response.status_code == 200, response.text
     return response.json()
 

@@ -34,8 +34,7 @@ pub enum HardwareError {
 pub fn test(root: &Path, node: &[(&str, PathBuf)]) -> Result<(), HardwareError> {
     let built = built_tests(root)?;
     let binary = |name| find(&built, name).ok_or(HardwareError::NoTest(name));
-    // An emulated processor takes ten times as long.
-    let mut integration: Vec<OsString> = vec!["env".into(), "ROUSE_TEST_PATIENCE=600".into()];
+    let mut integration = patiently();
     integration.extend(node.iter().map(|(name, value)| {
         let mut variable = OsString::from(name);
         variable.push("=");
@@ -59,10 +58,14 @@ pub fn test(root: &Path, node: &[(&str, PathBuf)]) -> Result<(), HardwareError> 
         // Memory that lies on another NUMA node.
         command(binary("pager")?, &["pages_come_to_lie", "pages_move"]),
         // Protection keys, names of memory, and a kernel without the newest calls.
-        command(
-            binary("fidelity")?,
-            &["protection", "attributes", "memory", "threads"],
-        ),
+        [
+            patiently(),
+            command(
+                binary("fidelity")?,
+                &["protection", "attributes", "memory", "threads"],
+            ),
+        ]
+        .concat(),
         integration,
     ];
     let options = Options {
@@ -80,6 +83,11 @@ pub fn test(root: &Path, node: &[(&str, PathBuf)]) -> Result<(), HardwareError> 
         }
         status => Err(HardwareError::Failed(status)),
     }
+}
+
+/// The beginning of a command that waits for long: an emulated processor takes ten times as long.
+fn patiently() -> Vec<OsString> {
+    vec!["env".into(), "ROUSE_TEST_PATIENCE=600".into()]
 }
 
 fn command(program: &Path, arguments: &[&str]) -> Vec<OsString> {

@@ -16,6 +16,9 @@ use rouse_process::instance::{Instance, LaunchSpec};
 use rouse_process::launcher::{Launcher, LauncherConfig, Residency};
 use rouse_sandbox::{Limits, SandboxConfig};
 
+/// What is silent for this long has failed.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 const FUNCTION: &str = r#"
 import os, socket, sys, threading
 connection = socket.create_connection(("127.0.0.1", 9001))
@@ -119,13 +122,11 @@ async fn round_trip(launcher: &Launcher, spec: &LaunchSpec, dir: &Path, rounds: 
     let accepted = tokio::task::spawn_blocking(move || {
         listener.set_nonblocking(false).unwrap();
         let (mut connection, peer) = listener.accept().unwrap();
-        connection
-            .set_read_timeout(Some(Duration::from_secs(20)))
-            .unwrap();
+        connection.set_read_timeout(Some(PATIENCE)).unwrap();
         let head = read(&mut connection).unwrap();
         (connection, peer.port(), head)
     });
-    let (_connection, port, head) = tokio::time::timeout(Duration::from_secs(20), accepted)
+    let (_connection, port, head) = tokio::time::timeout(PATIENCE, accepted)
         .await
         .unwrap_or_else(|_| {
             panic!(
@@ -171,9 +172,7 @@ async fn check(mut instance: Instance, event: &str) {
     let event_text = event.to_owned();
     let answered = tokio::task::spawn_blocking(move || {
         parked.set_nonblocking(false).unwrap();
-        parked
-            .set_read_timeout(Some(Duration::from_secs(10)))
-            .unwrap();
+        parked.set_read_timeout(Some(PATIENCE)).unwrap();
         let head = format!(
             "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{event_text}",
             event_text.len()

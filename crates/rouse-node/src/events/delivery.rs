@@ -134,22 +134,23 @@ async fn deliver(node: Weak<Node>, id: u64, mut event: EventRecord) {
             Err(_) if node_now.get_by_key(&event.function).is_none() => Next::Done(Vec::new()),
             Err(_) => refused(&node_now, id, &event, &mut pause).await,
         };
-        drop(node_now);
         match next {
-            Next::Again(wait) => tokio::time::sleep(wait).await,
-            Next::Done(follow_ups) => return settle(&node, id, follow_ups).await,
+            Next::Again(wait) => {
+                drop(node_now);
+                tokio::time::sleep(wait).await;
+            }
+            Next::Done(follow_ups) => return settle(node_now, id, follow_ups).await,
         }
     }
 }
 
-/// Removes an event and stores what follows from it, in one transaction.
-async fn settle(node: &Weak<Node>, id: u64, follow_ups: Vec<FollowUp>) {
+/// Removes an event and stores what follows from it, in one transaction. The node lives until that is done, so that what
+/// has been delivered is not delivered again after its next start.
+async fn settle(mut node: Arc<Node>, id: u64, follow_ups: Vec<FollowUp>) {
     let follow_ups = Arc::new(follow_ups);
     let mut pause = BACK_OFF.0;
     let ids = loop {
-        let Some(node) = node.upgrade() else { return };
         let (store, following) = (Arc::clone(&node.store), Arc::clone(&follow_ups));
-        drop(node);
         let settled = tokio::task::spawn_blocking(move || store.settle_event(id, &following));
         match settled.await {
             Ok(Ok(ids)) => break ids,
@@ -158,13 +159,16 @@ async fn settle(node: &Weak<Node>, id: u64, follow_ups: Vec<FollowUp>) {
                     error = chain(&error),
                     "a delivered event could not be removed and may be delivered again"
                 );
+                let later = Arc::downgrade(&node);
+                drop(node);
                 tokio::time::sleep(back_off(&mut pause)).await;
+                let Some(now) = later.upgrade() else { return };
+                node = now;
             }
             // The node ends.
             Err(_) => return,
         }
     };
-    let Some(node) = node.upgrade() else { return };
     node.pending_events.fetch_sub(1, Ordering::Relaxed);
     for (id, (event, _)) in ids.into_iter().zip(follow_ups.iter()) {
         hand_over(&node, id, event.clone());

@@ -20,7 +20,10 @@ def handler(event, context):
     if do == "exit":
         os._exit(3)
     if do == "hang":
-        open(event["mark"], "w").write(str(os.getpid()))
+        # Whole, or not there.
+        with open(event["mark"] + ".new", "w") as file:
+            file.write(str(os.getpid()))
+        os.rename(event["mark"] + ".new", event["mark"])
         time.sleep(600)
     if do == "wait":
         open(event["mark"], "w").close()

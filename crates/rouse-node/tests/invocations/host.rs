@@ -1,14 +1,15 @@
 //! A kind of sandbox for the tests: processes of the host. A "snapshot" is a file, its copies start over and skip init's
 //! requests; what the node does with them is the same as with real ones.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use rouse_node::boot::{Boot, BootError, Booted, BoxFuture, Live, LoadedImage};
 use rouse_process::instance::{BootPath, ExitReason, LaunchSpec, MemoryUse, Stage};
@@ -26,6 +27,14 @@ pub(crate) struct Faults {
 #[derive(Debug, Default, Clone)]
 pub(crate) struct HostBoot {
     pub(crate) faults: Arc<Faults>,
+    living: Arc<Mutex<BTreeSet<i32>>>,
+}
+
+impl HostBoot {
+    /// Pids of the processes whose end the node has not been told.
+    pub(crate) fn living(&self) -> BTreeSet<i32> {
+        self.living.lock().unwrap().clone()
+    }
 }
 
 struct Process {
@@ -77,7 +86,7 @@ impl Drop for Process {
     }
 }
 
-fn start(spec: &LaunchSpec, path: BootPath) -> io::Result<Booted> {
+fn start(boot: &HostBoot, spec: &LaunchSpec, path: BootPath) -> io::Result<Booted> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let parking = TcpListener::bind("127.0.0.1:0")?;
     let (log, log_end) = io::pipe()?;
@@ -105,6 +114,9 @@ fn start(spec: &LaunchSpec, path: BootPath) -> io::Result<Booted> {
     drop(command);
     let pid = rustix::process::Pid::from_child(&child);
     let (sender, exit) = watch::channel(None);
+    let living = Arc::clone(&boot.living);
+    let number = pid.as_raw_nonzero().get();
+    living.lock().unwrap().insert(number);
     std::thread::spawn(move || {
         use std::os::unix::process::ExitStatusExt;
         let status = child.wait().unwrap();
@@ -113,6 +125,7 @@ fn start(spec: &LaunchSpec, path: BootPath) -> io::Result<Booted> {
             ExitReason::Code,
         );
         sender.send_replace(Some(reason));
+        living.lock().unwrap().remove(&number);
     });
     let parked: Option<TcpStream> = match path {
         BootPath::Cold => None,
@@ -131,9 +144,13 @@ fn start(spec: &LaunchSpec, path: BootPath) -> io::Result<Booted> {
     })
 }
 
-async fn start_blocking(spec: &LaunchSpec, path: BootPath) -> Result<Booted, BootError> {
-    let spec = spec.clone();
-    tokio::task::spawn_blocking(move || start(&spec, path))
+async fn start_blocking(
+    boot: &HostBoot,
+    spec: &LaunchSpec,
+    path: BootPath,
+) -> Result<Booted, BootError> {
+    let (boot, spec) = (boot.clone(), spec.clone());
+    tokio::task::spawn_blocking(move || start(&boot, &spec, path))
         .await
         .unwrap()
         .map_err(|e| BootError(e.to_string()))
@@ -149,7 +166,7 @@ fn fault(flag: &AtomicBool, text: &str) -> Result<(), BootError> {
 
 impl Boot for HostBoot {
     fn cold<'a>(&'a self, spec: &'a LaunchSpec) -> BoxFuture<'a, Result<Booted, BootError>> {
-        Box::pin(start_blocking(spec, BootPath::Cold))
+        Box::pin(start_blocking(self, spec, BootPath::Cold))
     }
 
     fn restore<'a>(
@@ -159,7 +176,7 @@ impl Boot for HostBoot {
     ) -> BoxFuture<'a, Result<Booted, BootError>> {
         Box::pin(async move {
             fault(&self.faults.restore, "no restore today")?;
-            start_blocking(spec, BootPath::Restore).await
+            start_blocking(self, spec, BootPath::Restore).await
         })
     }
 
@@ -170,7 +187,7 @@ impl Boot for HostBoot {
     ) -> BoxFuture<'a, Result<Booted, BootError>> {
         Box::pin(async move {
             fault(&self.faults.fork, "no fork today")?;
-            start_blocking(spec, BootPath::Fork).await
+            start_blocking(self, spec, BootPath::Fork).await
         })
     }
 

@@ -105,8 +105,8 @@ async fn without_a_snapshot_instances_are_kept() {
     assert_eq!(answer(&second)["count"], 2);
     // A kept instance that died meanwhile is not the caller's problem.
     bed.invoke("f", json!({ "do": "die later" })).await;
-    let pid = answer(&second)["pid"].as_i64().unwrap();
-    while Path::new(&format!("/proc/{pid}")).exists() {
+    let pid = answer(&second)["pid"].as_i64().unwrap() as i32;
+    while bed.boot.living().contains(&pid) {
         pause().await;
     }
     let third = bed.invoke("f", json!({})).await;

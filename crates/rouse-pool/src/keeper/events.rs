@@ -11,7 +11,7 @@ pub enum DamageReason {
     Verification,
     /// They could not be read.
     Io,
-    /// There was no memory for it. Tried again for a second; whoever waits then gets a signal.
+    /// There was no memory for it. Tried again for five seconds; whoever waits then gets a signal.
     OutOfMemory,
 }
 

@@ -1,6 +1,6 @@
 //! Pagers die, and no instance hangs or reads a wrong byte.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use rouse_pool::keeper::{PagerError, PagerEvent};
@@ -101,30 +101,41 @@ fn killed_during_requests() {
     let mut stage = Stage::start((0..INSTANCES).map(|_| body()).collect());
     let pager = stage.pager.clone();
     let stop = &AtomicBool::new(false);
+    let steps = &AtomicU64::new(0);
+    let step = || steps.fetch_add(1, Ordering::Relaxed);
     thread::scope(|scope| {
         scope.spawn(move || {
-            // Some before they have begun, some in the middle; some live long enough.
+            // Some before they have begun, some in the middle.
             for turn in 0.. {
-                if stop.load(Ordering::Relaxed) {
-                    break;
-                }
                 thread::sleep(std::time::Duration::from_millis(turn * 7 % 30));
                 kill(pager.pager_pid() as i32);
+                // Some live long enough, however slow they are.
+                let before = steps.load(Ordering::Relaxed);
+                let is_done = || stop.load(Ordering::Relaxed);
+                while turn % 8 == 7 && steps.load(Ordering::Relaxed) == before && !is_done() {
+                    thread::yield_now();
+                }
+                if is_done() {
+                    break;
+                }
             }
         });
         for i in 0..INSTANCES {
             let pool = stage.pool(400);
+            step();
             let instance = stage.launch(i, &[&pool], i % 2 == 0);
+            step();
             assert_eq!(instance.wait(), 0);
+            step();
             let pinned = pool.pool.pin().unwrap();
+            step();
             assert_eq!(pool.pool.resident_pages().unwrap(), 400);
             drop(pinned);
             stage.pager.evict(&pool.pool, &[0..400]).unwrap();
+            step();
             assert_eq!(pool.pool.resident_pages().unwrap(), 0);
-            // Busy until the pager has seen that the instance is gone.
-            while let Err(error) = stage.pager.remove_pool(&pool.pool) {
-                assert!(matches!(error, PagerError::Busy(_)), "{error}");
-            }
+            stage.remove(&pool);
+            step();
         }
         stop.store(true, Ordering::Relaxed);
     });

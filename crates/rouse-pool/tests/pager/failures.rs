@@ -118,6 +118,7 @@ fn check_damage(damage: impl Fn(&PoolSource, &Piece), reason: DamageReason) {
         expect_damage(&stage, piece.first_page, Some(instance.token()), reason);
         assert_eq!(instance.wait(), -libc::SIGBUS);
     }
+    stage.settle(&pool);
     let stats = stage.pager.stats();
     assert_eq!(stats.poisoned_pages, 2);
     assert_eq!(stats.pools[&pool.pool.id()].damaged_pieces, 2);

@@ -25,6 +25,7 @@ fn run(body: impl Fn(&Inside) + 'static) -> Stage {
     let mut stage = Stage::start(vec![Box::new(body)]);
     let pools = [stage.pool(PAGES), stage.pool(PAGES)];
     assert_eq!(stage.launch(0, &[&pools[0], &pools[1]], false).wait(), 0);
+    stage.settle(&pools[0]);
     stage
 }
 

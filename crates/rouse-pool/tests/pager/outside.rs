@@ -124,6 +124,18 @@ impl Stage {
         }
     }
 
+    /// Returns when the pager has counted what it did for instances that have ended: it lets them go on before.
+    pub fn settle(&self, pool: &TestPool) {
+        assert_eq!(self.pager.evict(&pool.pool, &[0..0]).unwrap(), 0);
+    }
+
+    /// Forgets a pool of which all instances have ended, which the pager sees a moment later.
+    pub fn remove(&self, pool: &TestPool) {
+        while let Err(error) = self.pager.remove_pool(&pool.pool) {
+            assert!(matches!(error, PagerError::Busy(_)), "{error}");
+        }
+    }
+
     /// Kills the pager that serves now, unless it is still the one of that generation.
     pub fn kill_pager(&self) {
         let pid = self.pager.pager_pid();

@@ -1,5 +1,6 @@
 //! Pages come in when they are touched, or before; once, for all.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use rouse_pool::keeper::PagerError;
@@ -154,33 +155,44 @@ fn eviction() {
             // A private copy stays, whatever happens to the pool.
             // SAFETY: mapped, writable memory of this process.
             unsafe { map.at(5).write(77) };
-            for turn in 0..30 {
-                thread::scope(|scope| {
-                    scope.spawn(|| map.verify(6..map.pages));
-                    scope.spawn(move || {
-                        (6..map.pages).rev().for_each(|page| map.verify_page(page));
-                    });
+            let done = &AtomicBool::new(false);
+            let until_done = move |verify: &dyn Fn()| {
+                while !done.load(Ordering::Relaxed) {
+                    verify();
+                    assert_eq!(map.read(5)[0], 77);
+                }
+            };
+            thread::scope(|scope| {
+                scope.spawn(move || until_done(&|| map.verify(6..map.pages)));
+                scope.spawn(move || {
+                    until_done(&|| (6..map.pages).rev().for_each(|page| map.verify_page(page)));
                 });
-                assert_eq!(map.read(5)[0], 77, "in turn {turn}");
-            }
+                // Until the test has seen enough.
+                inside.ask(1);
+                done.store(true, Ordering::Relaxed);
+            });
         })
     };
     let mut stage = Stage::start(vec![body(), body()]);
     let pool = stage.pool(600);
     let instances = [0, 1].map(|i| stage.launch(i, &[&pool], i == 0));
-    thread::scope(|scope| {
-        let running = scope.spawn(move || instances.map(|instance| instance.wait()));
-        while !running.is_finished() {
-            for first in [0, 100, 300] {
-                stage
-                    .pager
-                    .evict(&pool.pool, &[first..first + 300])
-                    .unwrap();
-            }
+    // What is taken out comes in again, many times.
+    let mut evicted = 0;
+    while evicted < 20 * 600 {
+        for first in [0, 100, 300] {
+            let range = first..first + 300;
+            evicted += stage.pager.evict(&pool.pool, &[range]).unwrap();
         }
-        assert_eq!(running.join().unwrap(), [0, 0]);
-    });
-    assert!(stage.pager.stats().pools[&pool.pool.id()].evicted_pages > 600);
+    }
+    for instance in &instances {
+        assert_eq!(instance.hear(), Some(1));
+        instance.tell(1);
+    }
+    assert_eq!(instances.map(|instance| instance.wait()), [0, 0]);
+    assert_eq!(
+        stage.pager.stats().pools[&pool.pool.id()].evicted_pages,
+        evicted
+    );
     drop(pool);
     stage.end();
 }
@@ -198,7 +210,7 @@ fn removal() {
     assert!(matches!(refused, Err(PagerError::Busy(_))), "{refused:?}");
     instance.tell(1);
     assert_eq!(instance.wait(), 0);
-    stage.pager.remove_pool(&pool.pool).unwrap();
+    stage.remove(&pool);
     // May be said again.
     stage.pager.remove_pool(&pool.pool).unwrap();
     assert!(matches!(

@@ -168,6 +168,9 @@ fn children_are_obstacles() {
         r#"
 import subprocess
 child = subprocess.Popen(["/usr/bin/sleep", "1000"], stdout=subprocess.DEVNULL)
+# It gets its name at the end of execve, when its parent goes on already.
+while open(f"/proc/{child.pid}/comm").read() != "sleep\n":
+    time.sleep(0.001)
 # It dies with its parent.
 ready(child.pid)
 park()
@@ -187,15 +190,13 @@ park()
 fn a_main_thread_that_has_ended_is_an_obstacle() {
     let subject = Subject::start(
         r#"
-def work():
-    time.sleep(0.05)
-    ready(os.getpid())
-    park()
-spawn("worker", work)
+spawn("worker", park)
+ready()
 libc.pthread_exit(None)
 "#,
     );
     subject.wait_until_in(&[libc::SYS_pause]);
+    subject.wait_until_state('Z');
     let pid = subject.pid;
     let log = rouse_process::checkpoint::checkpoint(&rouse_process::checkpoint::CheckpointTarget {
         pid,

@@ -138,6 +138,24 @@ impl Subject {
         panic!("not all threads got into {calls:?}");
     }
 
+    /// Waits until each thread, told by its name, sleeps in a system call that is right for it.
+    pub fn wait_until_each(&self, is_right: impl Fn(&str, i64) -> bool) {
+        for _ in 0..PATIENCE {
+            let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid)).unwrap();
+            let is_there = |task: std::path::PathBuf| {
+                let read = |file| std::fs::read_to_string(task.join(file)).unwrap_or_default();
+                let call = read("syscall");
+                let call = call.split_whitespace().next().map(str::parse);
+                call.is_some_and(|call| call.is_ok_and(|call| is_right(read("comm").trim(), call)))
+            };
+            if tasks.map(|task| task.unwrap().path()).all(is_there) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        panic!("not all threads got into their system calls");
+    }
+
     /// Waits until the process is in a state, named by the letter of `/proc/PID/stat`.
     pub fn wait_until_state(&self, state: char) {
         for _ in 0..PATIENCE {

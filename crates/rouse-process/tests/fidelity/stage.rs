@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use crate::equality;
@@ -19,8 +19,17 @@ use rouse_sandbox::{Limits, SandboxConfig};
 use tempfile::TempDir;
 
 const PRELUDE: &str = include_str!("programs/prelude.py");
-/// Seconds after which a program that says nothing is taken for dead.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// Seconds that a program waits for what happens soon; `ROUSE_TEST_PATIENCE` says how many on a slow machine.
+static PATIENCE: LazyLock<u64> = LazyLock::new(|| {
+    let said = std::env::var("ROUSE_TEST_PATIENCE");
+    said.map_or(60, |seconds| seconds.parse().unwrap())
+});
+
+/// A program that says nothing for so long is taken for dead: longer than it waits itself, so that it can say why.
+fn silence() -> Duration {
+    Duration::from_secs(2 * *PATIENCE)
+}
+
 /// Instances of each kind, all alive at the same time.
 const INSTANCES: usize = 2;
 
@@ -113,7 +122,10 @@ impl Stage {
             argv: ["/usr/bin/python3", "-u", "-B", "/var/task/main.py"]
                 .map(String::from)
                 .to_vec(),
-            env: vec![("PATH".into(), "/usr/bin:/bin".into())],
+            env: vec![
+                ("PATH".into(), "/usr/bin:/bin".into()),
+                ("PATIENCE".into(), PATIENCE.to_string()),
+            ],
             task_dir,
             cwd: "/var/task".into(),
             limits: Limits {
@@ -134,7 +146,7 @@ impl Stage {
         let accepted = tokio::task::spawn_blocking(move || {
             listener.set_nonblocking(false).unwrap();
             let (mut connection, peer) = listener.accept().unwrap();
-            connection.set_read_timeout(Some(PATIENCE)).unwrap();
+            connection.set_read_timeout(Some(silence())).unwrap();
             let head = read(&mut connection);
             (connection, peer.port(), head)
         });
@@ -360,7 +372,7 @@ impl Actor {
     fn new(title: String, mut instance: Instance) -> Self {
         let parked = instance.parked.take().unwrap();
         parked.set_nonblocking(false).unwrap();
-        parked.set_read_timeout(Some(PATIENCE)).unwrap();
+        parked.set_read_timeout(Some(silence())).unwrap();
         let log = instance.log.take().unwrap();
         Self {
             title,

@@ -286,6 +286,8 @@ impl Separate {
             rustix::io::write(&writer, line.as_bytes()).unwrap();
             wait_forever();
         });
+        // What is read ends when the node could not be started.
+        drop(writer);
         let mut line = [0; 4096];
         let length = rustix::io::read(&reader, &mut line).unwrap();
         let line = String::from_utf8_lossy(&line[..length]).into_owned();

@@ -1,7 +1,7 @@
 //! The way to the network.
 
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 
 use rouse_sandbox::{Limits, Network, SandboxKind};
@@ -12,7 +12,7 @@ use crate::driver::{LIMITS, Node};
 const ASK: &str = "
 import socket, sys
 try:
-    with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=10) as server: print(server.recv(100).decode())
+    with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=float(sys.argv[3])) as server: print(server.recv(100).decode())
 except OSError as error: print('unreachable')
 print(open('/etc/resolv.conf').read().strip())
 ";
@@ -26,12 +26,23 @@ fn own_address() -> Option<std::net::IpAddr> {
     (!address.is_loopback()).then_some(address)
 }
 
-fn ask(node: &Node, network: Network, address: &str, port: u16) -> String {
+/// Seconds to wait for what must be answered, and for what must not be.
+const PATIENCE: &str = "120";
+const LONG_ENOUGH: &str = "10";
+
+fn ask(node: &Node, network: Network, address: &str, port: u16, timeout: &str) -> String {
     let limits = Limits { network, ..LIMITS };
     let sandbox = node.spawner.create(limits, SandboxKind::Blank).unwrap();
     let output = node.run(
         &sandbox,
-        &["/usr/bin/python3", "-c", ASK, address, &port.to_string()],
+        &[
+            "/usr/bin/python3",
+            "-c",
+            ASK,
+            address,
+            &port.to_string(),
+            timeout,
+        ],
     );
     sandbox.destroy();
     output
@@ -49,28 +60,38 @@ pub fn only_outbound_sandboxes_reach_the_network(node: &Node) {
     }
     let server = TcpListener::bind("0.0.0.0:0").unwrap();
     let port = server.local_addr().unwrap().port();
-    std::thread::spawn(move || {
-        while let Ok((mut connection, _)) = server.accept() {
+    let serving = std::thread::spawn(move || {
+        let mut rest = Vec::new();
+        while rest != b"enough" {
+            let (mut connection, _) = server.accept().unwrap();
             let _ = connection.write_all(b"hello");
-            let mut rest = Vec::new();
+            rest.clear();
             let _ = connection.read_to_end(&mut rest);
         }
     });
     // The host's loopback is 10.0.2.2 to slirp4netns, and switched off.
     for address in ["127.0.0.1", "10.0.2.2"] {
         assert_eq!(
-            ask(node, Network::Outbound, address, port),
+            ask(node, Network::Outbound, address, port, LONG_ENOUGH),
             "unreachable\nnameserver 10.0.2.3\n"
         );
     }
     if let Some(address) = own_address() {
         let address = address.to_string();
-        assert_eq!(ask(node, Network::None, &address, port), "unreachable\n\n");
         assert_eq!(
-            ask(node, Network::Outbound, &address, port),
+            ask(node, Network::None, &address, port, LONG_ENOUGH),
+            "unreachable\n\n"
+        );
+        assert_eq!(
+            ask(node, Network::Outbound, &address, port, PATIENCE),
             "hello\nnameserver 10.0.2.3\n"
         );
     } else {
         println!("(the host has no address to be reached at)");
     }
+    // No connection is open any more when this test has ended: others count descriptors.
+    let mut last = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    last.write_all(b"enough").unwrap();
+    drop(last);
+    serving.join().unwrap();
 }

@@ -11,8 +11,8 @@ pub(super) const UNKNOWN: Duration = Duration::from_micros(300);
 pub(super) const MAX_UNKNOWN: u32 = 3;
 /// No memory for a page: until it is tried again.
 pub(super) const MEMORY: Duration = Duration::from_millis(20);
-/// How often that is tried: one second, in which the daemon may make room.
-pub(super) const MAX_MEMORY: u32 = 50;
+/// How often that is tried: five seconds, in which the daemon may make room. It may have little of a busy processor.
+pub(super) const MAX_MEMORY: u32 = 250;
 /// An unread event is in the way of poisoning.
 pub(super) const POISON: Duration = Duration::from_micros(300);
 /// Between two looks for processes that have ended.

@@ -11,7 +11,7 @@ libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 PAGE = 4096
-PATIENCE = 60
+PATIENCE = int(os.environ["PATIENCE"])
 
 
 def call(result):

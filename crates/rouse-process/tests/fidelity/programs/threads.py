@@ -21,7 +21,7 @@ def sleeper(name, work, wake):
 tids = {}
 lock, lock2, never_free = threading.Lock(), threading.Lock(), threading.Lock()
 lock.acquire(), lock2.acquire(), never_free.acquire()
-condition = threading.Condition()
+condition, waits = threading.Condition(), threading.Event()
 event = threading.Event()
 things = queue.Queue()
 poll_r, poll_w = os.pipe()
@@ -46,10 +46,13 @@ signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1, signal.SIGUSR2])
 
 def wait_condition():
     with condition:
+        waits.set()
         return condition.wait(1000)
 
 
 def notify():
+    # Set under the lock, which is free again when the thread waits.
+    waits.wait()
     with condition:
         condition.notify_all()
 
@@ -90,8 +93,8 @@ def futex_wait(value, timeout):
 
 
 def futex_wake(value):
-    word = next(word for word in words if word.value == value)
-    until(lambda: syscall(202, ctypes.byref(word), 129, 1, None, None, 0) == 1)
+    # The thread may not have come to its call yet.
+    until(lambda: any(syscall(202, ctypes.byref(word), 129, 1, None, None, 0) == 1 for word in words if word.value == value))
 
 
 def ppolled(fd, timeout):
