@@ -38,7 +38,14 @@ impl IntoResponse for Refused {
                 .insert(RETRY_AFTER, HeaderValue::from(throttle.retry_after_s));
             return response;
         }
-        shaped(status, refusal.error_type(), refusal.fault(), &message)
+        let mut response = shaped(status, refusal.error_type(), refusal.fault(), &message);
+        if refusal == Refusal::Stopping {
+            // Another node, or this one after its restart.
+            response
+                .headers_mut()
+                .insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
     }
 }
 

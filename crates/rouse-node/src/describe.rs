@@ -42,6 +42,8 @@ pub struct Description {
     pub errors: u64,
     /// Requests answered 429.
     pub throttles: u64,
+    /// Instances that ended by themselves, by reason: `exit`, `signal` or `out_of_memory`.
+    pub deaths: BTreeMap<&'static str, u64>,
     /// Lines of log that were dropped and are not yet reported in the log.
     pub dropped_log_lines: u64,
 }
@@ -229,6 +231,7 @@ impl Node {
             invocations: counters.own().invocations(),
             errors: counters.own().errors().values().sum(),
             throttles: counters.own().throttles(),
+            deaths: counters.own().deaths(),
             dropped_log_lines: function.log.dropped(),
         })
     }

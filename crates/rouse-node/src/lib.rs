@@ -49,4 +49,4 @@ pub use function::snapshot_point::{PointPolicy, SnapshotPointSettings};
 pub use node::{Node, NodeError};
 pub use refusal::Refusal;
 pub use rouse_process::instance::{BootPath, MemoryUse, Stage};
-pub use serving::policy::{Isolation, KeepAlive, ServingPolicy};
+pub use serving::policy::{Isolation, KeepAlive, OnDisconnect, ServingPolicy};

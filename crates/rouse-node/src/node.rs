@@ -383,6 +383,21 @@ impl Node {
             .map_err(|error| Refusal::Service(format!("The log could not be read: {error}")))
     }
 
+    /// The node is going to end: nothing new runs, neither requests nor events. Who waits is refused, and goes elsewhere; events
+    /// stay on disk.
+    pub fn close(&self) {
+        self.event_gate.close();
+        self.gate.close();
+    }
+
+    /// Waits until nothing runs any more, if the node is closed.
+    pub async fn drained(&self) {
+        if self.gate.is_closed() {
+            self.event_gate.quiet().await;
+            self.gate.quiet().await;
+        }
+    }
+
     /// Ends the instances of a function that have waited for requests long enough.
     fn end_idle_of(&self, function: &Function) {
         let serving = self.serving(function);

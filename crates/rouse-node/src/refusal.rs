@@ -1,6 +1,6 @@
 //! The errors that a caller of the Lambda API can see, with Lambda's names, statuses and texts.
 
-use crate::engine::admission::Throttle;
+use crate::engine::admission::{NotAdmitted, Throttle};
 
 /// Why a request was refused. Each variant is an exception of the Lambda API model.
 #[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
@@ -34,6 +34,9 @@ pub enum Refusal {
     /// 429.
     #[error("Rate Exceeded.")]
     TooManyRequests(Throttle),
+    /// 503.
+    #[error("The node is being stopped.")]
+    Stopping,
     /// 409: a boot path was demanded that needs a snapshot, and there is none.
     #[error("{0}")]
     SnapStartNotReady(String),
@@ -43,6 +46,15 @@ pub enum Refusal {
     /// 500.
     #[error("{0}")]
     Service(String),
+}
+
+impl From<NotAdmitted> for Refusal {
+    fn from(reason: NotAdmitted) -> Self {
+        match reason {
+            NotAdmitted::Throttled(throttle) => Refusal::TooManyRequests(throttle),
+            NotAdmitted::Closed => Refusal::Stopping,
+        }
+    }
 }
 
 impl Refusal {
@@ -60,6 +72,7 @@ impl Refusal {
             Refusal::PreconditionFailed => "PreconditionFailedException",
             Refusal::RequestTooLarge(_) => "RequestTooLargeException",
             Refusal::TooManyRequests(_) => "TooManyRequestsException",
+            Refusal::Stopping => "ServiceUnavailableException",
             Refusal::SnapStartNotReady(_) => "SnapStartNotReadyException",
             Refusal::ResourceNotReady(_) => "ResourceNotReadyException",
             Refusal::Service(_) => "ServiceException",
@@ -78,6 +91,7 @@ impl Refusal {
             Refusal::RequestTooLarge(_) => 413,
             Refusal::TooManyRequests(_) => 429,
             Refusal::ResourceNotReady(_) => 502,
+            Refusal::Stopping => 503,
             Refusal::Service(_) => 500,
         }
     }

@@ -185,13 +185,14 @@ impl Function {
     }
 
     /// Keeps an instance for later, unless there are enough or it is of an old revision.
-    pub fn keep(&self, runner: Runner, max_idle: usize) {
+    pub fn keep(self: &Arc<Self>, runner: Runner, max_idle: usize) {
         let current = self.serving().is_some_and(|serving| {
             serving.record.revision_id == runner.revision.record.revision_id
         });
         if !current {
             return;
         }
+        self.watch(&runner);
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         idle.push(Idle {
             runner,
@@ -201,6 +202,39 @@ impl Function {
         let ended: Vec<Idle> = idle.drain(..surplus).collect();
         drop(idle);
         drop(ended);
+    }
+
+    /// Has an idle instance that dies be seen at once.
+    fn watch(self: &Arc<Self>, runner: &Runner) {
+        let function = Arc::downgrade(self);
+        let mut exit = runner.exit();
+        tokio::spawn(async move {
+            // An error means that the instance was dropped: we have ended it.
+            if exit.wait_for(Option::is_some).await.is_ok()
+                && let Some(function) = function.upgrade()
+            {
+                function.bury();
+            }
+        });
+    }
+
+    /// Takes out idle instances that have ended.
+    fn bury(&self) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let (kept, dead): (Vec<Idle>, Vec<Idle>) =
+            idle.drain(..).partition(|one| one.runner.is_running());
+        *idle = kept;
+        drop(idle);
+        for one in dead {
+            if let Some(reason) = &*one.runner.exit().borrow() {
+                self.counters.died(reason);
+            }
+            tracing::info!(
+                function = self.key,
+                reason = one.runner.problem(),
+                "an idle instance has ended"
+            );
+        }
     }
 
     /// The idle instance that was used last and still runs.
@@ -219,20 +253,17 @@ impl Function {
         }
     }
 
-    /// Ends instances that died, or that were idle for longer than `keep_alive`, but leaves `least`.
+    /// Ends instances that were idle for longer than `keep_alive`, but leaves `least`.
     pub fn end_idle(&self, keep_alive: Duration, least: usize) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut kept, mut ended): (Vec<Idle>, Vec<Idle>) =
-            idle.drain(..).partition(|one| one.runner.is_running());
         // The oldest come first.
-        let surplus = kept.len().saturating_sub(least);
-        let old = kept
+        let surplus = idle.len().saturating_sub(least);
+        let old = idle
             .iter()
             .take(surplus)
             .take_while(|one| one.since.elapsed() >= keep_alive)
             .count();
-        ended.extend(kept.drain(..old));
-        *idle = kept;
+        let ended: Vec<Idle> = idle.drain(..old).collect();
         drop(idle);
         drop(ended);
     }

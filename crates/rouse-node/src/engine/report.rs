@@ -58,9 +58,13 @@ pub fn verdict(
         Ended::InitTimedOut | Ended::RestoreTimedOut => timed_out(request_id, start_limit),
         Ended::Exited(reason) => {
             let text = exit_text(&reason);
-            let note = format!("RequestId: {request_id} Error: {text}\nRuntime.ExitError");
+            let kind = match reason {
+                ExitReason::OutOfMemory => "Runtime.OutOfMemory",
+                ExitReason::Code(_) | ExitReason::Signal(_) => "Runtime.ExitError",
+            };
+            let note = format!("RequestId: {request_id} Error: {text}\n{kind}");
             error(
-                "Runtime.ExitError",
+                kind,
                 &format!("RequestId: {request_id} Error: {text}"),
                 Some(note),
             )

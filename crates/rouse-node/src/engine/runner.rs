@@ -309,6 +309,11 @@ impl Runner {
         }
     }
 
+    /// Becomes `Some` when its first process has ended.
+    pub fn exit(&self) -> watch::Receiver<Option<ExitReason>> {
+        self.exit.clone()
+    }
+
     /// Does its first process run?
     pub fn is_running(&self) -> bool {
         self.exit.borrow().is_none()

@@ -12,7 +12,7 @@ use super::outcome::{Condition, Ended};
 use super::policy::{Destination, EventPolicy};
 use super::queues;
 use crate::engine::admission::queue::Limit;
-use crate::engine::admission::{Gate, Throttle};
+use crate::engine::admission::{Gate, NotAdmitted, Throttle};
 use crate::engine::invoke::{InvokeOptions, InvokeOutcome, check_payload};
 use crate::function::arn::{FunctionRef, function_arn};
 use crate::function::record::now_ms;
@@ -128,15 +128,18 @@ async fn deliver(node: Weak<Node>, id: u64, mut event: EventRecord) {
         let Some(node_now) = node.upgrade() else {
             return;
         };
-        let next = match entered {
-            Ok(_permit) => attempt(&node_now, id, &mut event, &mut pause).await,
+        // Held until the event is settled: a node that ends waits for that.
+        let next = match &entered {
+            Ok(_) => attempt(&node_now, id, &mut event, &mut pause).await,
+            // It stays on disk, and the next start finds it.
+            Err(NotAdmitted::Closed) => return,
             // It is deleted; or nothing of it may run, which may change.
             Err(_) if node_now.get_by_key(&event.function).is_none() => Next::Done(Vec::new()),
             Err(_) => refused(&node_now, id, &event, &mut pause).await,
         };
         match next {
             Next::Again(wait) => {
-                drop(node_now);
+                drop((node_now, entered));
                 tokio::time::sleep(wait).await;
             }
             Next::Done(follow_ups) => return settle(node_now, id, follow_ups).await,

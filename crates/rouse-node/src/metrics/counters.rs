@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use rouse_process::instance::BootPath;
+use rouse_process::instance::{BootPath, ExitReason};
 
 use super::histogram::{Distribution, Histogram};
 
@@ -54,6 +54,18 @@ impl ErrorKind {
     }
 }
 
+/// Names of the reasons for which instances end by themselves.
+const DEATHS: [&str; 3] = ["exit", "signal", "out_of_memory"];
+
+/// Place in [`DEATHS`].
+fn death(reason: &ExitReason) -> usize {
+    match reason {
+        ExitReason::Code(_) => 0,
+        ExitReason::Signal(_) => 1,
+        ExitReason::OutOfMemory => 2,
+    }
+}
+
 /// Counts of one function, or of several together. They only grow.
 #[derive(Debug, Default)]
 pub struct Tally {
@@ -61,6 +73,7 @@ pub struct Tally {
     throttles: AtomicU64,
     boots: [AtomicU64; BootPath::ALL.len()],
     errors: [AtomicU64; ErrorKind::ALL.len()],
+    deaths: [AtomicU64; DEATHS.len()],
     duration: Histogram,
 }
 
@@ -85,6 +98,14 @@ impl Tally {
     pub fn errors(&self) -> BTreeMap<&'static str, u64> {
         let names = ErrorKind::ALL.into_iter().map(ErrorKind::name);
         names.zip(self.errors.iter().map(read)).collect()
+    }
+
+    /// Instances that ended by themselves, by reason.
+    pub fn deaths(&self) -> BTreeMap<&'static str, u64> {
+        DEATHS
+            .into_iter()
+            .zip(self.deaths.iter().map(read))
+            .collect()
     }
 
     /// From request to answer.
@@ -145,6 +166,11 @@ impl Counters {
             }
             tally.duration.observe(duration);
         });
+    }
+
+    /// An instance ended that nobody has ended.
+    pub fn died(&self, reason: &ExitReason) {
+        self.each(|tally| tally.deaths[death(reason)].fetch_add(1, Ordering::Relaxed));
     }
 
     fn each<T>(&self, count: impl Fn(&Tally) -> T) {

@@ -61,6 +61,29 @@ impl FromStr for Isolation {
     }
 }
 
+/// What comes of a request that runs when its client goes away. One that waits leaves the queue in any case.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnDisconnect {
+    /// Its instance is ended.
+    #[default]
+    End,
+    /// It runs to its end, as in Lambda, and nobody hears of it.
+    Finish,
+}
+
+impl FromStr for OnDisconnect {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "end" => Ok(OnDisconnect::End),
+            "finish" => Ok(OnDisconnect::Finish),
+            _ => Err("must be end or finish".to_owned()),
+        }
+    }
+}
+
 /// How long an instance that nobody uses is kept. Written as a number of seconds, or as `histogram`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "KeepAliveForm", into = "KeepAliveForm")]
@@ -145,6 +168,9 @@ pub struct ServingPolicy {
     /// Instances that are ready before their requests come (Lambda's provisioned concurrency). `None` is 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub provisioned: Option<u32>,
+    /// What comes of a request whose client goes away. `None` is `end`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_disconnect: Option<OnDisconnect>,
     /// How long idle instances are kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep_alive: Option<KeepAlive>,
@@ -173,6 +199,8 @@ pub struct Serving {
     pub tenant: String,
     /// Instances that are ready before their requests come.
     pub provisioned: u32,
+    /// What comes of a request whose client goes away.
+    pub on_disconnect: OnDisconnect,
     /// How long idle instances are kept.
     pub keep_alive: KeepAlive,
     /// Parked instances at least.
@@ -290,6 +318,7 @@ impl ServingPolicy {
             queue_max: self.queue_max.unwrap_or(config.queue_max),
             tenant: self.tenant.clone().unwrap_or_else(|| "default".into()),
             provisioned: self.provisioned.unwrap_or(0),
+            on_disconnect: self.on_disconnect.unwrap_or_default(),
             keep_alive: self.keep_alive.unwrap_or(fixed),
             parked_min: (self.parked_min)
                 .unwrap_or(count(config.parked_min))

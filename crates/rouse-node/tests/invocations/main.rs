@@ -4,6 +4,7 @@
 
 mod admission;
 mod destinations;
+mod endings;
 mod failures;
 mod host;
 mod paths;

@@ -89,6 +89,9 @@ async fn instances_that_were_asked_for_are_started_and_stay() {
         let pid = rustix::process::Pid::from_raw(*pid).unwrap();
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
     }
+    while bed.description("f").deaths["signal"] < 1 {
+        pause().await;
+    }
     let replaced = || bed.boot.living().difference(&killed).count() >= 2;
     while !replaced() || bed.description("f").instances.idle < 2 {
         pause().await;

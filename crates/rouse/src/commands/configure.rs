@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use rouse_node::{Isolation, KeepAlive};
+use rouse_node::{Isolation, KeepAlive, OnDisconnect};
 use serde_json::{Map, Value};
 
 use super::NodeArgs;
@@ -74,6 +74,9 @@ serving! {
     /// Instances that are ready before their requests come
     #[arg(value_name = "N")]
     provisioned: u32,
+    /// What comes of a running request whose client goes away: `end` or `finish`
+    #[arg(value_name = "WHAT")]
+    on_disconnect: OnDisconnect,
     /// How long idle instances are kept: seconds, or `histogram` (as the function's own pauses suggest)
     #[arg(value_name = "SECONDS")]
     keep_alive: KeepAlive,
@@ -152,6 +155,7 @@ mod tests {
             queue_max: Some(1),
             tenant: Some("t".into()),
             provisioned: Some(1),
+            on_disconnect: Some(OnDisconnect::Finish),
             keep_alive: Some(KeepAlive::Histogram),
             parked_min: Some(1),
             parked_max: Some(1),

@@ -241,6 +241,7 @@ async fn serve(
         stop.await;
         draining.drain();
         tracing::info!("stopping: no new requests, waiting for running ones");
+        draining.close();
         let _ = stopping.send(());
     };
     let deadline = async move {
@@ -250,8 +251,14 @@ async fn serve(
         }
         tokio::time::sleep(drain).await;
     };
+    let all_served = async {
+        let served = rouse_api::serve(listener, router, shutdown).await;
+        // Events are nobody's request.
+        node.drained().await;
+        served.map_err(LocalNodeError::Serve)
+    };
     tokio::select! {
-        served = rouse_api::serve(listener, router, shutdown) => served.map_err(LocalNodeError::Serve),
+        served = all_served => served,
         () = deadline => {
             tracing::warn!(seconds = drain.as_secs(), "requests still run after the drain timeout; they are cut off");
             Ok(())

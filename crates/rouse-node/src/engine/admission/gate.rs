@@ -4,18 +4,42 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use super::estimate::Observed;
 use super::queue::{Capacity, FlowLimits, Queue, State, Throttle, Ticket};
 
 /// Lets requests in, one by one, as the queue decides.
 #[derive(Debug, Clone)]
-pub struct Gate(Arc<Mutex<Inner>>);
+pub struct Gate(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    inner: Mutex<Inner>,
+    /// Told when nothing runs any more.
+    quiet: Notify,
+}
+
+/// A request does not get in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotAdmitted {
+    /// There is too much to do.
+    Throttled(Throttle),
+    /// The node ends.
+    Closed,
+}
+
+impl From<Throttle> for NotAdmitted {
+    fn from(throttle: Throttle) -> Self {
+        NotAdmitted::Throttled(throttle)
+    }
+}
 
 #[derive(Debug)]
 struct Inner {
     queue: Queue,
+    /// Nobody gets in any more.
+    is_closed: bool,
     /// Who is to be told when it is admitted.
     waiting: HashMap<Ticket, oneshot::Sender<()>>,
 }
@@ -37,10 +61,14 @@ pub struct StartSlot {
 impl Gate {
     /// With nobody waiting.
     pub fn new(capacity: Capacity) -> Self {
-        Self(Arc::new(Mutex::new(Inner {
-            queue: Queue::new(capacity),
-            waiting: HashMap::new(),
-        })))
+        Self(Arc::new(Shared {
+            inner: Mutex::new(Inner {
+                queue: Queue::new(capacity),
+                is_closed: false,
+                waiting: HashMap::new(),
+            }),
+            quiet: Notify::new(),
+        }))
     }
 
     /// Makes a function known, or changes its limits.
@@ -59,10 +87,13 @@ impl Gate {
 
     /// Waits for at most `patience` until a request of this function is admitted. Dropping the future takes it out of the
     /// queue.
-    pub async fn enter(&self, name: &str, patience: Duration) -> Result<Permit, Throttle> {
+    pub async fn enter(&self, name: &str, patience: Duration) -> Result<Permit, NotAdmitted> {
         // From here on the request leaves when the permit is dropped, wherever it is then.
         let (permit, admitted) = {
             let mut inner = self.lock();
+            if inner.is_closed {
+                return Err(NotAdmitted::Closed);
+            }
             let ticket = inner.queue.arrive(name)?;
             inner.admit();
             let permit = Permit {
@@ -80,7 +111,35 @@ impl Gate {
             Ok(Ok(())) => Ok(permit),
             // It may have been admitted at this very moment.
             _ if self.lock().queue.state(permit.ticket) != Some(State::Queued) => Ok(permit),
-            _ => Err(self.lock().queue.overdue(name)),
+            _ if self.lock().is_closed => Err(NotAdmitted::Closed),
+            _ => Err(self.lock().queue.overdue(name).into()),
+        }
+    }
+
+    /// From now on nobody gets in; those who wait are turned away, those who run go on.
+    pub fn close(&self) {
+        let mut inner = self.lock();
+        inner.is_closed = true;
+        // Dropping the senders wakes them.
+        inner.waiting.clear();
+    }
+
+    /// Is it closed?
+    pub fn is_closed(&self) -> bool {
+        self.lock().is_closed
+    }
+
+    /// Waits until no request waits or runs.
+    pub async fn quiet(&self) {
+        loop {
+            let quiet = self.0.quiet.notified();
+            tokio::pin!(quiet);
+            // Before the look: what is told in between counts.
+            quiet.as_mut().enable();
+            if self.lock().queue.totals() == (0, 0, 0) {
+                return;
+            }
+            quiet.await;
         }
     }
 
@@ -106,13 +165,16 @@ impl Gate {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // Nothing in here panics while the lock is held.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Inner {
     /// Lets in whoever there is room for.
     fn admit(&mut self) {
+        if self.is_closed {
+            return;
+        }
         while let Some(ticket) = self.queue.admit() {
             if let Some(waiting) = self.waiting.remove(&ticket) {
                 // Who has gone away leaves by dropping its permit.
@@ -138,6 +200,9 @@ impl Drop for Permit {
         inner.waiting.remove(&self.ticket);
         inner.queue.leave(self.ticket);
         inner.admit();
+        if inner.queue.totals() == (0, 0, 0) {
+            self.gate.0.quiet.notify_waiters();
+        }
     }
 }
 
@@ -208,6 +273,33 @@ mod tests {
         assert!(gate.lock().waiting.is_empty());
         drop(first);
         assert_eq!(gate.counts("f"), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_closed_gate_turns_away_who_waits_and_lets_go_on_who_runs() {
+        let gate = gate(1, 10);
+        let first = gate.enter("f", LONG).await.unwrap();
+        let second = tokio::spawn({
+            let gate = gate.clone();
+            async move { gate.enter("f", LONG).await.map(drop) }
+        });
+        while gate.counts("f") != (1, 1) {
+            tokio::task::yield_now().await;
+        }
+        gate.close();
+        assert_eq!(second.await.unwrap(), Err(NotAdmitted::Closed));
+        assert_eq!(
+            gate.enter("f", LONG).await.map(drop),
+            Err(NotAdmitted::Closed)
+        );
+        let quiet = tokio::spawn({
+            let gate = gate.clone();
+            async move { gate.quiet().await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!quiet.is_finished());
+        drop(first);
+        quiet.await.unwrap();
     }
 
     #[tokio::test]

@@ -14,5 +14,5 @@ pub mod estimate;
 pub mod gate;
 pub mod queue;
 
-pub use gate::{Gate, Permit, StartSlot};
+pub use gate::{Gate, NotAdmitted, Permit, StartSlot};
 pub use queue::{Capacity, FlowLimits, Throttle};

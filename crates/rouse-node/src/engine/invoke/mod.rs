@@ -14,7 +14,7 @@ use rouse_process::instance::{BootPath, MemoryUse, Stage};
 use serde::de::IgnoredAny;
 use uuid::Uuid;
 
-use super::admission::StartSlot;
+use super::admission::{NotAdmitted, Permit, StartSlot};
 use super::function::{Function, Revision, SnapshotStatus, function_of};
 use crate::config::BootPolicy;
 use crate::function::arn::{FunctionRef, function_arn};
@@ -22,6 +22,7 @@ use crate::function::record::State;
 use crate::node::Node;
 use crate::refusal::Refusal;
 use crate::runtime_api::session::Event;
+use crate::serving::policy::OnDisconnect;
 
 /// Largest payload of a synchronous invocation, bytes.
 pub const MAX_PAYLOAD: usize = 6_291_456;
@@ -102,7 +103,8 @@ impl Request<'_> {
 }
 
 impl Node {
-    /// Invokes a function and waits for its answer. Dropping the future ends the instance.
+    /// Invokes a function and waits for its answer. Dropping the future takes the request out of the queue, or ends its
+    /// instance, unless the function's policy lets it finish.
     pub async fn invoke(
         self: &Arc<Self>,
         target: &FunctionRef,
@@ -128,10 +130,36 @@ impl Node {
         let payload = check_payload(payload, MAX_PAYLOAD)?;
         let patience = Duration::from_secs(self.config.queue_wait_s);
         let name = function_of(&function.key);
-        let permit = self.gate.enter(name, patience).await.map_err(|throttle| {
-            function.counters.throttled();
-            Refusal::TooManyRequests(throttle)
+        let permit = self.gate.enter(name, patience).await.map_err(|reason| {
+            if matches!(reason, NotAdmitted::Throttled(_)) {
+                function.counters.throttled();
+            }
+            Refusal::from(reason)
         })?;
+        if self.serving(&function).on_disconnect == OnDisconnect::End {
+            return self
+                .admitted(target, function, payload, options, permit, received)
+                .await;
+        }
+        let (node, target, options) = (Arc::clone(self), target.clone(), options.clone());
+        let task = tokio::spawn(async move {
+            node.admitted(&target, function, payload, &options, permit, received)
+                .await
+        });
+        task.await
+            .unwrap_or_else(|error| Err(Refusal::Service(error.to_string())))
+    }
+
+    /// Runs a request that was let in. Dropping the future ends the instance.
+    async fn admitted(
+        self: &Arc<Self>,
+        target: &FunctionRef,
+        function: Arc<Function>,
+        payload: Bytes,
+        options: &InvokeOptions,
+        permit: Permit,
+        received: Instant,
+    ) -> Result<InvokeOutcome, Refusal> {
         let admitted = Instant::now();
         // It may have been changed, or deleted, while this request waited.
         let revision = match self.get_by_key(&function.key) {

@@ -232,6 +232,10 @@ impl Node {
         if request.revision.note_call() {
             self.try_later_snapshot(request.function, &request.revision);
         }
+        let counters = &request.function.counters;
+        if let Ended::Exited(reason) = &ended {
+            counters.died(reason);
+        }
         // An instance that answered can go on; one that timed out or ended cannot.
         let keep = keep && matches!(ended, Ended::Answer(_));
         let verdict = verdict(
@@ -247,7 +251,6 @@ impl Node {
         };
         let stages = stages(request.received, launched, delivered, done, &runner);
         let duration = done.saturating_duration_since(request.received);
-        let counters = &request.function.counters;
         counters.answered(path, verdict.error_kind, duration);
         self.metrics.stages.observe(path, &stages);
         let mut outcome = InvokeOutcome {
