@@ -186,6 +186,11 @@ impl Function {
 
     /// Keeps an instance for later, unless there are enough or it is of an old revision.
     pub fn keep(self: &Arc<Self>, runner: Runner, max_idle: usize) {
+        if !runner.state().is_reusable() {
+            let state = runner.state();
+            tracing::error!(function = self.key, %state, "an instance that cannot be used again was to be kept");
+            return;
+        }
         let current = self.serving().is_some_and(|serving| {
             serving.record.revision_id == runner.revision.record.revision_id
         });

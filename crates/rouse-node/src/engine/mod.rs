@@ -1,14 +1,15 @@
 //! From a request to an answer: which boot path, one instance, its end.
 //!
 //! [`function`] is what the node knows about a function while it runs, [`environment`] what its processes see,
-//! [`runner`] one instance with its runtime API, [`build`] the way to a snapshot, [`invoke`] one invocation, and
-//! [`report`] the texts that Lambda has for how it ended.
+//! [`admission`] which request runs next, [`runner`] one instance with its runtime API, [`lifecycle`] its states, [`build`]
+//! the way to a snapshot, [`invoke`] one invocation, and [`report`] the texts that Lambda has for how it ended.
 
 pub mod admission;
 pub mod build;
 pub mod environment;
 pub mod function;
 pub mod invoke;
+pub mod lifecycle;
 pub mod parking;
 pub mod report;
 pub mod runner;

@@ -1,8 +1,8 @@
 //! One instance, its runtime API and its output.
 
 use std::io::{self, Write};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::function::Revision;
+use super::lifecycle::{State, Step};
 use crate::boot::{Booted, Live, LoadedImage};
 use crate::function::record::SnapshotPoint;
 use crate::logs::capture::Capture;
@@ -33,6 +34,7 @@ pub struct Runner {
     pub path: BootPath,
     /// What it is a copy of.
     pub image: Option<LoadedImage>,
+    state: Mutex<State>,
     /// Its runtime API.
     pub session: Arc<Session>,
     /// Its output.
@@ -91,7 +93,7 @@ impl Runner {
         count: &Arc<AtomicUsize>,
     ) -> io::Result<Self> {
         let session = Arc::new(Session::started(snapshotting));
-        serve(&mut booted, session, log)?.with(booted, revision, count)
+        serve(&mut booted, session, log)?.with(booted, revision, count, State::Booting)
     }
 
     /// As [`cold`](Self::cold), of an instance that is going to be snapshotted after warm-up events.
@@ -102,7 +104,7 @@ impl Runner {
         count: &Arc<AtomicUsize>,
     ) -> io::Result<Self> {
         let session = Arc::new(Session::warming(revision.launches.snapshotting));
-        serve(&mut booted, session, log)?.with(booted, revision, count)
+        serve(&mut booted, session, log)?.with(booted, revision, count, State::Booting)
     }
 
     /// Takes over a copy of a language template and makes it the function: from here on it is as after a start from
@@ -125,7 +127,7 @@ impl Runner {
         let port = parked.peer_addr()?.port();
         let answer = server::template_answer(&revision.launches.snapshot);
         answer_parked(parked, port, answer, session, &mut parts.tasks)?;
-        parts.with(booted, revision, count)
+        parts.with(booted, revision, count, State::Booting)
     }
 
     /// Takes over a copy of a snapshot whose parked request is answered: with `event`, or, without, so that the
@@ -161,6 +163,10 @@ impl Runner {
             }
             (SnapshotPoint::InvocationNext, None) => None,
         };
+        let state = match answer {
+            Some(_) => State::Busy,
+            None => State::Booting,
+        };
         let mut held = None;
         match (parked, bytes) {
             // No snapshot is taken of it, so that nobody asks for the client's port.
@@ -170,7 +176,7 @@ impl Runner {
             (parked, _) => held = parked,
         }
         Ok(Restored {
-            runner: parts.with(booted, revision, count)?,
+            runner: parts.with(booted, revision, count, state)?,
             answer,
             held,
         })
@@ -178,13 +184,47 @@ impl Runner {
 
     /// Gives the runtime an event, now or when it asks.
     pub fn begin(&self, event: Event, version: &str) -> oneshot::Receiver<RuntimeAnswer> {
+        self.step(Step::Begin);
         self.capture.begin(&event.request_id, version);
         self.session.begin(event)
+    }
+
+    /// Where it is in its life.
+    pub fn state(&self) -> State {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a step. One that is not possible is a mistake of the engine, which must not go on with this instance.
+    fn step(&self, step: Step) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match state.after(step) {
+            Ok(next) => *state = next,
+            Err(illegal) => {
+                *state = State::Poisoned;
+                drop(state);
+                panic!("{illegal}");
+            }
+        }
     }
 
     /// Waits for the answer to the event that was begun. `start_limit` is the time until the event is delivered
     /// (init, or after-restore hooks), `timeout` the function's own time after that.
     pub async fn finish(
+        &self,
+        answer: oneshot::Receiver<RuntimeAnswer>,
+        start_limit: Duration,
+        timeout: Duration,
+    ) -> Ended {
+        let ended = self.wait(answer, start_limit, timeout).await;
+        self.step(match &ended {
+            Ended::Answer(_) => Step::Answered,
+            Ended::Exited(_) => Step::End,
+            _ => Step::Failed,
+        });
+        ended
+    }
+
+    async fn wait(
         &self,
         mut answer: oneshot::Receiver<RuntimeAnswer>,
         start_limit: Duration,
@@ -254,11 +294,20 @@ impl Runner {
 
     /// Waits until the runtime is parked in a request; the port is the client's.
     pub async fn parked(&self, limit: Duration) -> Result<(SnapshotPoint, u16), Ended> {
-        self.phase(limit, |phase| match phase {
-            Phase::Parked { point, port } => Some((*point, *port)),
-            _ => None,
-        })
-        .await
+        let parked = self
+            .phase(limit, |phase| match phase {
+                Phase::Parked { point, port } => Some((*point, *port)),
+                _ => None,
+            })
+            .await;
+        // After warm-up events it was up before.
+        if self.state() == State::Booting {
+            self.step(match parked {
+                Ok(_) => Step::CameUp,
+                Err(_) => Step::Failed,
+            });
+        }
+        parked
     }
 
     /// Waits until the runtime asks for warm-up events (`None`), or is parked without having done so.
@@ -431,11 +480,13 @@ impl Parts {
         booted: Booted,
         revision: Arc<Revision>,
         count: &Arc<AtomicUsize>,
+        state: State,
     ) -> io::Result<Runner> {
         Ok(Runner {
             revision,
             path: booted.path,
             image: None,
+            state: Mutex::new(state),
             session: self.session,
             capture: self.capture,
             exit: booted.exit,
