@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 
-from harness.node import ROUSE
+from harness.node import ROUSE, wait_until
 
 FUNCTION = """
 DATA = [str(n) * 50 for n in range(20000)]
@@ -59,3 +59,46 @@ def test_fsck_names_what_is_damaged(own_node):
     code, report = command(node, "fsck")
     assert code != 0 and len(report["affected"]) == 1 and "whole" in report["affected"][0], report
     assert report["damages"], report
+
+
+def test_functions_of_a_runtime_share_a_trained_dictionary(own_node):
+    """It is trained in the background, on the second function; the next ones use it."""
+    node = own_node()
+    functions = []
+
+    def dictionaries():
+        return list((node.state / "dictionaries").glob("*.dict"))
+
+    def another():
+        source = FUNCTION + f"MINE = [str(n) * 40 for n in range({len(functions) * 500})]\n"
+        functions.append(node.deploy({"app.py": source}).ready())
+        return dictionaries()
+
+    wait_until(another, "a function is stored with a dictionary")
+    [dictionary] = dictionaries()
+    assert command(node, "fsck")[0] == 0
+    # Another node finds it in the page maps, and trains none.
+    node.stop()
+    assert command(node, "gc")[1]["removedDictionaries"] == 0
+    node.start()
+    for function in functions:
+        assert function.ready().call({}, "restore") == 20000
+    another()
+    assert dictionaries() == [dictionary]
+    # One that is damaged is named with those that need it, which are built again.
+    node.stop()
+    content = bytearray(dictionary.read_bytes())
+    content[len(content) // 2] ^= 1
+    dictionary.write_bytes(content)
+    code, report = command(node, "fsck")
+    assert code != 0 and report["affected"], report
+    node.start()
+    for function in functions:
+        assert function.call({}) == 20000
+        assert function.ready().call({}, "restore") == 20000
+    # It goes with the last one that needs it.
+    for function in functions:
+        function.delete()
+    node.stop()
+    command(node, "gc")
+    assert dictionaries() == []

@@ -56,7 +56,6 @@ impl Boot for NoSandboxes {
     fn load<'a>(
         &'a self,
         _: &'a Path,
-        _: &'a LaunchSpec,
         _: &'a [LoadedImage],
         _: Residency,
     ) -> BoxFuture<'a, Result<LoadedImage, BootError>> {

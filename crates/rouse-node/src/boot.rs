@@ -279,7 +279,6 @@ pub trait Boot: Send + Sync + 'static {
     fn load<'a>(
         &'a self,
         dir: &'a Path,
-        spec: &'a LaunchSpec,
         ancestors: &'a [LoadedImage],
         residency: Residency,
     ) -> BoxFuture<'a, Result<LoadedImage, BootError>>;
@@ -600,7 +599,6 @@ impl Boot for Launcher {
     fn load<'a>(
         &'a self,
         dir: &'a Path,
-        spec: &'a LaunchSpec,
         ancestors: &'a [LoadedImage],
         residency: Residency,
     ) -> BoxFuture<'a, Result<LoadedImage, BootError>> {
@@ -609,7 +607,7 @@ impl Boot for Launcher {
                 .iter()
                 .map(image_of)
                 .collect::<Result<Vec<_>, _>>()?;
-            let image = Launcher::load(self, dir, spec, &ancestors, residency)
+            let image = Launcher::load(self, dir, &ancestors, residency)
                 .await
                 .map_err(|e| BootError::from_error(&e))?;
             let snapshot = image.snapshot();

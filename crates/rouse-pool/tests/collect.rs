@@ -207,6 +207,32 @@ fn dictionaries_go_with_the_last_snapshot_that_needs_them() {
     );
 }
 
+/// It is in memory still when the next snapshot is written with it.
+#[test]
+fn a_dictionary_that_was_collected_is_stored_again() {
+    let root = tempfile::tempdir().unwrap();
+    let samples: Vec<Vec<u8>> = (1000..1200).map(page).collect();
+    let dictionary = Arc::new(train(&samples).unwrap());
+    let (snapshot, pool) = of_pages(1000..1200);
+    let options = WriteOptions {
+        choice: &Single(CodecId::Zstd),
+        dictionary: Some(dictionary),
+        ..WriteOptions::new("default")
+    };
+    let store = store(root.path());
+    store.write("f", &snapshot, &pool, &options).unwrap();
+    let held = store.open_snapshot("f").unwrap();
+    assert!(store.dictionary_of(&held.map).is_some());
+    store.remove("f").unwrap();
+    assert_eq!(store.gc(EAGER).unwrap().removed_dictionaries, 1);
+    store.write("g", &snapshot, &pool, &options).unwrap();
+    // Nothing of it is in the memory of this one.
+    let fresh = SnapshotStore::open(root.path(), key()).unwrap();
+    let loaded = fresh.open_snapshot("g").unwrap().load().unwrap();
+    assert!(contents(&loaded) == contents(&pool));
+    assert!(fresh.fsck().unwrap().is_clean());
+}
+
 #[test]
 fn a_healthy_store_is_clean() {
     let root = tempfile::tempdir().unwrap();

@@ -165,6 +165,67 @@ fn every_codec_and_a_dictionary_can_be_chosen() {
     );
 }
 
+/// Some pages resemble what the dictionary was trained on, others would be larger with it.
+#[test]
+fn only_pieces_that_gain_are_stored_with_the_dictionary() {
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path());
+    let text = |seed: u64| -> Vec<u8> {
+        let words = (0..PAGE as u64).map(|at| seed * 31 + at * at / 7);
+        let line = words.flat_map(|word| format!("member {:02x} ", word % 64).into_bytes());
+        line.take(PAGE).collect()
+    };
+    let samples: Vec<Vec<u8>> = (0..200).map(text).collect();
+    let dictionary = Arc::new(train(&samples).unwrap());
+    let mut builder = rouse_pool::PoolBuilder::new("test").unwrap();
+    for number in 0..64 {
+        builder.append(&text(1000 + number)).unwrap();
+    }
+    for seed in 1_000_000..1_000_064 {
+        // Half of it noise, so that it can be made smaller, but not by what the text has.
+        let mut half = page(seed);
+        half[PAGE / 2..].fill(0);
+        builder.append(&half).unwrap();
+    }
+    let pool = builder.finish().unwrap();
+    let options = WriteOptions {
+        dictionary: Some(dictionary),
+        ..WriteOptions::new("default")
+    };
+    let written = snapshot(pool.pages());
+    store.write("mixed", &written, &pool, &options).unwrap();
+    let stored = store.open_snapshot("mixed").unwrap();
+    let with = |helped: bool| {
+        let mut chunks = stored.map.chunks();
+        chunks.any(|chunk| chunk.dictionary.is_some() == helped)
+    };
+    assert!(with(true) && with(false));
+    assert!(contents(&stored.load().unwrap()) == contents(&pool));
+}
+
+/// All stand beside a template: it needs nothing to be read.
+#[test]
+fn a_template_is_stored_without_a_dictionary() {
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path());
+    let samples: Vec<Vec<u8>> = (1000..1200).map(page).collect();
+    let (snapshot, pool) = of_pages(1000..1200);
+    let options = WriteOptions {
+        domain: Domain::Templates,
+        dictionary: Some(Arc::new(train(&samples).unwrap())),
+        ..WriteOptions::new("default")
+    };
+    store.write("t", &snapshot, &pool, &options).unwrap();
+    assert!(
+        store
+            .open_snapshot("t")
+            .unwrap()
+            .map
+            .dictionaries()
+            .is_empty()
+    );
+}
+
 #[test]
 fn equal_pages_of_one_tenant_are_stored_once() {
     let root = tempfile::tempdir().unwrap();

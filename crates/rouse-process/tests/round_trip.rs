@@ -146,7 +146,7 @@ async fn round_trip(launcher: &Launcher, spec: &LaunchSpec, dir: &Path, rounds: 
         .unwrap_or_else(|e| panic!("{}", chain(&e)));
     println!("{report:?}");
     let image = launcher
-        .load(dir, spec, &[], Residency::Now)
+        .load(dir, &[], Residency::Now)
         .await
         .unwrap_or_else(|e| panic!("{}", chain(&e)));
     for i in 0..rounds {

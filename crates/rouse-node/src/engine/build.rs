@@ -316,7 +316,7 @@ async fn attempt(
         .map_err(|error| Failed::Platform(format!("The snapshot could not be taken: {error}")))?;
     let image = node
         .boot
-        .load(directory, spec, ancestors(template), Residency::Now)
+        .load(directory, ancestors(template), Residency::Now)
         .await
         .map_err(|e| Failed::Platform(format!("The new snapshot could not be loaded: {e}")))?;
     trial(node, function, revision, &image, point, BootPath::Restore)
@@ -432,8 +432,8 @@ pub async fn load_stored(
         Some(parent) => node.parent_of(revision, parent).await,
         None => None,
     };
-    let (spec, ancestors) = (&revision.launches.snapshot, ancestors(template.as_ref()));
-    node.boot.load(&directory, spec, ancestors, residency).await
+    let ancestors = ancestors(template.as_ref());
+    node.boot.load(&directory, ancestors, residency).await
 }
 
 /// How a start or an invocation ended, for people.

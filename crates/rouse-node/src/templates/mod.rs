@@ -150,10 +150,7 @@ impl Node {
 
     async fn load_template(&self, plan: &TemplatePlan) -> Result<Template, String> {
         let directory = self.template_directory(&plan.name);
-        let image = self
-            .boot
-            .load(&directory, &plan.launch, &[], Residency::Now)
-            .await;
+        let image = self.boot.load(&directory, &[], Residency::Now).await;
         let image = image.map_err(|error| error.to_string())?;
         Ok(Template {
             name: plan.name.clone(),

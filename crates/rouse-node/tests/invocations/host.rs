@@ -216,7 +216,6 @@ impl Boot for HostBoot {
     fn load<'a>(
         &'a self,
         dir: &'a Path,
-        _: &'a LaunchSpec,
         _: &'a [LoadedImage],
         _: Residency,
     ) -> BoxFuture<'a, Result<LoadedImage, BootError>> {

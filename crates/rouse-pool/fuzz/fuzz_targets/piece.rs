@@ -6,20 +6,32 @@ use std::sync::{Arc, LazyLock};
 
 use libfuzzer_sys::fuzz_target;
 use rouse_pool::chunk::Decoder;
-use rouse_pool::codec::{Codecs, Dictionaries, Dictionary};
+use rouse_pool::codec::{Codecs, Dictionaries, Dictionary, train};
 use rouse_pool::key::NodeKey;
 use rouse_snapshot::page_map::{Chunk, ChunkId, Class, CodecId, Domain, PackId, Piece, PieceKind};
 
 /// Content only, without what zstd's training adds: that works as well.
-static DICTIONARY: LazyLock<Arc<Dictionary>> = LazyLock::new(|| {
+static CONTENT: LazyLock<Arc<Dictionary>> = LazyLock::new(|| {
     let bytes = (0..4096_u32)
         .flat_map(|at| (at / 7).to_le_bytes())
         .collect();
     Arc::new(Dictionary::new(bytes).expect("these bytes are a dictionary"))
 });
 
+/// As snapshots have them: with tables for what the samples are made of.
+static TRAINED: LazyLock<Arc<Dictionary>> = LazyLock::new(|| {
+    let sample = |seed: u64| -> Vec<u8> {
+        let words = (0..1024_u64).map(|at| (seed * 31 + at * at / 7) % 64);
+        words
+            .flat_map(|word| format!("member {word:02x} ").into_bytes())
+            .collect()
+    };
+    let samples: Vec<_> = (0..64).map(sample).collect();
+    Arc::new(train(&samples).expect("these samples have much in common"))
+});
+
 static DECODER: LazyLock<Decoder> = LazyLock::new(|| {
-    let dictionaries = Dictionaries::from_iter([DICTIONARY.clone()]);
+    let dictionaries = Dictionaries::from_iter([CONTENT.clone(), TRAINED.clone()]);
     Decoder::new(NodeKey::new([7; 32]).domain_keys("t"), dictionaries)
 });
 
@@ -28,7 +40,11 @@ fuzz_target!(|data: &[u8]| {
         return;
     };
     let codec = CodecId::ALL[usize::from(how % 4)];
-    let dictionary = (how & 4 != 0).then(|| &**DICTIONARY);
+    let dictionary = match how & 12 {
+        4 => Some(&**CONTENT),
+        8 => Some(&**TRAINED),
+        _ => None,
+    };
     let pages = u32::from(pages % 16) + 1;
     let mut plain = vec![0; pages as usize * 4096];
 

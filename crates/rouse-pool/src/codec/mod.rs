@@ -13,6 +13,7 @@ mod contexts;
 mod deflate;
 mod dictionary;
 mod lz4;
+mod samples;
 mod zstandard;
 
 use std::fmt;
@@ -21,10 +22,11 @@ use std::sync::Arc;
 
 pub use rouse_snapshot::page_map::CodecId;
 
-pub use choice::{Choice, DefaultChoice, Single};
+pub use choice::{Beside, Choice, Coded, DefaultChoice, Single};
 pub use deflate::{DEFLATE_WINDOW_BITS, Deflate};
 pub use dictionary::{Dictionaries, Dictionary, MAX_DICTIONARY_LEN, TrainError, train};
 pub use lz4::Lz4;
+pub use samples::samples;
 pub use zstandard::{ZSTD_LEVEL, Zstd};
 
 /// Compresses pieces and decompresses them.

@@ -122,10 +122,10 @@ fn a_dictionary_needs_samples() {
 #[test]
 fn the_default_choice_stores_what_hardly_shrinks_as_it_is() {
     use rouse_snapshot::page_map::Class::{Cold, Hot};
-    let choose = |class, len| DefaultChoice.choose(class, 8000, &[(CodecId::Lz4, len)]);
-    assert_eq!(choose(Hot, 7000), CodecId::Lz4);
-    assert_eq!(choose(Hot, 7001), CodecId::None);
-    assert_eq!(DefaultChoice.choose(Cold, 8000, &[]), CodecId::None);
+    let choose = |class, len| DefaultChoice.choose(class, 8000, &[Coded::alone(CodecId::Lz4, len)]);
+    assert_eq!(choose(Hot, 7000), Some(0));
+    assert_eq!(choose(Hot, 7001), None);
+    assert_eq!(DefaultChoice.choose(Cold, 8000, &[]), None);
     assert_eq!(DefaultChoice.candidates(Cold, 8000), [CodecId::Zstd]);
 }
 

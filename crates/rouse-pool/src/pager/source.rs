@@ -120,6 +120,10 @@ impl OpenSource {
         for path in &source.dictionaries {
             let unusable = |error| SourceError::Read(path.clone(), error);
             let bytes = read(path)?;
+            if !map.dictionaries().contains(&Dictionary::id_of(&bytes)) {
+                let why = "its bytes have changed";
+                return Err(unusable(io::Error::new(io::ErrorKind::InvalidData, why)));
+            }
             if ParentPages::is_one(&bytes) {
                 let parent = ParentPages::new(bytes, dir.clone(), source.keys);
                 dictionaries.add_parent(Arc::new(parent.map_err(unusable)?));

@@ -116,10 +116,12 @@ impl DictionaryDir {
 
     /// Stores one, unless it is there and intact. It is on disk afterwards.
     pub fn save(&self, dictionary: &Dictionary) -> Result<(), StoreError> {
-        if self.load(dictionary.id()).is_ok() {
-            return Ok(());
+        // What is in memory proves nothing: its file goes when no snapshot needs it.
+        let path = self.path_of(dictionary.id());
+        match read_bounded(&path, MAX_DICTIONARY_LEN as u64) {
+            Ok(bytes) if bytes == dictionary.bytes() => Ok(()),
+            _ => self.put(dictionary.id(), dictionary.bytes()),
         }
-        self.put(dictionary.id(), dictionary.bytes())
     }
 
     fn put(&self, id: DictionaryId, bytes: &[u8]) -> Result<(), StoreError> {

@@ -23,7 +23,7 @@ use super::report::WriteReport;
 use super::{StoreError, parallel};
 use crate::chunk::Base;
 use crate::chunk::cut::{Cut, cut};
-use crate::codec::{Choice, Codecs, DefaultChoice, Dictionary, Zstd};
+use crate::codec::{Beside, Choice, Codec, Codecs, Coded, DefaultChoice, Dictionary, Zstd};
 use crate::key::DomainKeys;
 use crate::packs::{PackDir, PackEntry, PackWriter, SealedPack};
 use crate::pool::Pool;
@@ -45,7 +45,7 @@ pub struct WriteOptions<'a> {
     pub hot: &'a [Range<u64>],
     /// Which codec a piece gets.
     pub choice: &'a dyn Choice,
-    /// What zstd is given for every piece.
+    /// What zstd may use for a piece. Not looked at for a template, which must need nothing else to be read.
     pub dictionary: Option<Arc<Dictionary>>,
     /// The template of which it is a delta: what is cold is stored as what differs from its pages.
     pub base: Option<Base>,
@@ -74,6 +74,7 @@ pub(super) struct Encoder<'a> {
     pub codecs: &'a Codecs,
     pub keys: DomainKeys,
     pub base: Option<&'a Base>,
+    pub dictionary: Option<&'a Dictionary>,
     pub beside: Zstd,
     /// For templates: they are stored once, and much of what all functions take together.
     pub dense: Zstd,
@@ -249,47 +250,43 @@ impl Encoder<'_> {
     /// What the policy makes of a piece.
     fn shrink(&self, cut: &Cut, plain: &[u8]) -> Result<Stored, StoreError> {
         let (choice, class) = (self.options.choice, cut.class);
-        let dictionary = self.options.dictionary.as_deref();
-        let mut tried: Vec<Stored> = Vec::new();
+        let mut tried: Vec<(Beside, Stored)> = Vec::new();
         for codec in choice.candidates(class, plain.len()) {
-            if *codec == CodecId::None || tried.iter().any(|(tried, ..)| tried == codec) {
+            if *codec == CodecId::None || tried.iter().any(|(_, (tried, ..))| tried == codec) {
                 continue;
             }
-            let mut stored = Vec::new();
             let engine = match (codec, self.options.domain) {
                 (CodecId::Zstd, Domain::Templates) => &self.dense,
                 _ => self.codecs.get(*codec),
             };
-            engine
-                .encode(plain, dictionary, &mut stored)
-                .map_err(StoreError::Encode)?;
-            let named = match codec {
-                CodecId::Zstd => dictionary.map(Dictionary::id),
-                CodecId::None | CodecId::Lz4 | CodecId::Deflate => None,
-            };
-            let alone = (*codec, named, stored);
+            tried.push((Beside::Nothing, encoded(engine, plain, None)?));
+            if *codec != CodecId::Zstd {
+                continue;
+            }
+            if let Some(dictionary) = self.dictionary {
+                let stored = encoded(engine, plain, Some(dictionary))?;
+                tried.push((Beside::Dictionary, stored));
+            }
             // What a restore waits for must not need other reads.
-            let beside = match (codec, class) {
-                (CodecId::Zstd, Class::Cold) => self.beside_parent(cut, plain)?,
-                _ => None,
-            };
-            let best = match beside {
-                Some(beside) if beside.2.len() < alone.2.len() => beside,
-                _ => alone,
-            };
-            if best.2.len() < plain.len() {
-                tried.push(best);
+            if class == Class::Cold
+                && let Some(stored) = self.beside_parent(cut, plain)?
+            {
+                tried.push((Beside::Template, stored));
             }
         }
-        let lens: Vec<_> = tried
+        tried.retain(|(_, (_, _, stored))| stored.len() < plain.len());
+        let candidates: Vec<Coded> = tried
             .iter()
-            .map(|(codec, _, s)| (*codec, s.len()))
+            .map(|(beside, (codec, _, stored))| Coded {
+                codec: *codec,
+                beside: *beside,
+                len: stored.len(),
+            })
             .collect();
-        let chosen = choice.choose(class, plain.len(), &lens);
-        Ok(tried
-            .into_iter()
-            .find(|(codec, ..)| *codec == chosen)
-            .unwrap_or_else(|| (CodecId::None, None, plain.to_vec())))
+        Ok(match choice.choose(class, plain.len(), &candidates) {
+            Some(chosen) => tried.swap_remove(chosen).1,
+            None => (CodecId::None, None, plain.to_vec()),
+        })
     }
 
     /// A piece as what differs from pages of the template, if it resembles any.
@@ -311,6 +308,19 @@ impl Encoder<'_> {
 
 /// How a piece is stored: codec, what that needs, bytes.
 type Stored = (CodecId, Option<DictionaryId>, Vec<u8>);
+
+/// What a codec makes of a piece.
+fn encoded(
+    engine: &dyn Codec,
+    plain: &[u8],
+    dictionary: Option<&Dictionary>,
+) -> Result<Stored, StoreError> {
+    let mut stored = Vec::new();
+    engine
+        .encode(plain, dictionary, &mut stored)
+        .map_err(StoreError::Encode)?;
+    Ok((engine.id(), dictionary.map(Dictionary::id), stored))
+}
 
 fn piece_of(cut: &Cut, kind: PieceKind) -> Piece {
     Piece {

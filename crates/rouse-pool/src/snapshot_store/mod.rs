@@ -154,6 +154,13 @@ impl SnapshotStore {
         self.dictionaries.load(id)
     }
 
+    /// The trained dictionary that a snapshot's pieces need, if they need one that can be read.
+    pub fn dictionary_of(&self, map: &PageMap) -> Option<Arc<Dictionary>> {
+        let mut named = map.dictionaries().into_iter();
+        let trained = named.find(|id| !self.dictionaries.is_parent(*id))?;
+        self.dictionary(trained).ok()
+    }
+
     /// The pages of a template's snapshot, for its descendants to be stored beside them. `None` if others could not rely
     /// on them: they are not those of a template, or need something else to be read.
     ///
@@ -330,7 +337,11 @@ impl SnapshotStore {
         pool: &Pool,
         options: &WriteOptions<'_>,
     ) -> Result<(PageMap, Option<crate::packs::SealedPack>, WriteReport), StoreError> {
-        if let Some(dictionary) = &options.dictionary {
+        let dictionary = match options.domain {
+            Domain::Tenant => options.dictionary.as_deref(),
+            Domain::Templates => None,
+        };
+        if let Some(dictionary) = dictionary {
             self.dictionaries.save(dictionary)?;
         }
         // Its packs may have been collected since it was looked up.
@@ -352,6 +363,7 @@ impl SnapshotStore {
             codecs: &self.codecs,
             keys: self.key.domain_keys(tenant),
             base,
+            dictionary,
             beside: Zstd::default(),
             dense: Zstd::at_level(TEMPLATE_LEVEL),
             options,

@@ -13,6 +13,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rouse_pool::keeper::{PagerError, PagerHandle, PoolMapping};
@@ -47,19 +48,48 @@ pub(crate) struct PagedMemory {
 
 /// Pools whose images are gone, until the pager lets go of them: processes of their last instances
 /// may still be ending.
-#[derive(Debug, Default)]
-pub(crate) struct Graveyard(Mutex<Vec<PagedPool>>);
+#[derive(Debug)]
+pub(crate) struct Graveyard {
+    pools: Arc<Mutex<Vec<PagedPool>>>,
+    /// Its other end is the thread that asks the pager: an image may be dropped where nobody may wait.
+    new: Sender<()>,
+}
 
 impl Graveyard {
-    /// Gives back what can be given back now.
-    pub(crate) fn sweep(&self, pager: &PagerHandle) {
-        let pools = std::mem::take(&mut *lock(&self.0));
-        let busy = pools
-            .into_iter()
-            .filter(|pool| matches!(pager.remove_pool(pool), Err(PagerError::Busy(_))))
-            .collect::<Vec<_>>();
-        lock(&self.0).extend(busy);
+    /// An empty one, and a thread that ends with it.
+    pub(crate) fn new(pager: PagerHandle) -> io::Result<Self> {
+        let (new, arrivals) = channel();
+        let pools = Arc::<Mutex<Vec<PagedPool>>>::default();
+        let swept = pools.clone();
+        std::thread::Builder::new()
+            .name("graveyard".into())
+            .spawn(move || {
+                while arrivals.recv().is_ok() {
+                    sweep(&swept, &pager);
+                }
+            })?;
+        Ok(Self { pools, new })
     }
+
+    fn bury(&self, pool: PagedPool) {
+        lock(&self.pools).push(pool);
+        // The thread lives as long as this.
+        let _ = self.new.send(());
+    }
+
+    /// Gives back what can be given back now. Waits for the pager.
+    pub(crate) fn sweep(&self, pager: &PagerHandle) {
+        sweep(&self.pools, pager);
+    }
+}
+
+fn sweep(pools: &Mutex<Vec<PagedPool>>, pager: &PagerHandle) {
+    let taken = std::mem::take(&mut *lock(pools));
+    let busy = taken
+        .into_iter()
+        .filter(|pool| matches!(pager.remove_pool(pool), Err(PagerError::Busy(_))))
+        .collect::<Vec<_>>();
+    lock(pools).extend(busy);
 }
 
 impl PagedMemory {
@@ -85,8 +115,7 @@ impl PagedMemory {
 impl Drop for PagedMemory {
     fn drop(&mut self) {
         *lock(&self.pinned) = None;
-        lock(&self.graveyard.0).push(self.pool.clone());
-        self.graveyard.sweep(&self.pager);
+        self.graveyard.bury(self.pool.clone());
     }
 }
 

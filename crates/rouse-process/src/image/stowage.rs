@@ -6,7 +6,7 @@
 //! if much of what is needed lies elsewhere, each time after at least twice as many invocations as the time before.
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rouse_snapshot::page_map::{Class, PageMap};
 
@@ -19,7 +19,18 @@ const ONE_OF: u64 = 8;
 
 /// How the pool of one image lies on disk.
 #[derive(Debug, Default)]
-pub(crate) struct Stowage(Mutex<State>);
+pub(crate) struct Stowage(Arc<Mutex<State>>);
+
+/// As long as this lives, nobody else does anything with how the pool lies.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Claim(Arc<Mutex<State>>);
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        lock(&self.0).busy = false;
+    }
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -57,36 +68,40 @@ impl Stowage {
         self.state().bytes
     }
 
-    /// Should it be stored anew, now that `needed` is known from so many observations? If so, the caller does it and
-    /// then calls [`Self::done`].
-    pub fn begin(&self, needed: &[Range<u64>], observations: u64, invocations: u64) -> bool {
+    /// Should it be stored anew, now that `needed` is known from so many observations? If so, the caller does it.
+    pub fn begin(
+        &self,
+        needed: &[Range<u64>],
+        observations: u64,
+        invocations: u64,
+    ) -> Option<Claim> {
         let mut state = self.state();
         if state.busy || observations < BELIEVED || invocations < state.not_before {
-            return false;
+            return None;
         }
         let all: u64 = needed.iter().map(|range| range.end - range.start).sum();
         let elsewhere = all - overlap(needed, &state.hot);
         if elsewhere < FEW || elsewhere < all / ONE_OF {
-            return false;
+            return None;
         }
         state.not_before = invocations.saturating_mul(2);
         state.busy = true;
-        true
+        Some(Claim(self.0.clone()))
     }
 
-    /// Claims it for whoever was asked to store it anew. False while somebody else does.
-    pub fn claim(&self) -> bool {
-        !std::mem::replace(&mut self.state().busy, true)
+    /// Claims it for whoever was asked to do something with it. `None` while somebody else does.
+    pub fn claim(&self) -> Option<Claim> {
+        let was_busy = std::mem::replace(&mut self.state().busy, true);
+        (!was_busy).then(|| Claim(self.0.clone()))
     }
 
-    /// It was stored, or could not be.
-    pub fn done(&self) {
-        self.state().busy = false;
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.0)
     }
+}
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Bytes of a pool's pieces on disk.
@@ -125,24 +140,38 @@ mod tests {
     fn it_is_stored_anew_when_much_lies_elsewhere() {
         let stowage = Stowage::default();
         let needed = [100..300_u64, 0..50];
-        assert!(!stowage.begin(&needed, 15, 15), "not believed yet");
-        assert!(stowage.begin(&needed, 16, 16));
-        assert!(!stowage.begin(&needed, 16, 99), "somebody does it");
+        assert!(stowage.begin(&needed, 15, 15).is_none(), "not believed yet");
+        let claim = stowage.begin(&needed, 16, 16);
+        assert!(claim.is_some());
+        assert!(stowage.begin(&needed, 16, 99).is_none(), "somebody does it");
+        assert!(stowage.claim().is_none());
         stowage.set(needed.to_vec(), 0);
-        stowage.done();
-        assert!(!stowage.begin(&needed, 40, 400), "it lies well");
+        drop(claim);
+        assert!(stowage.begin(&needed, 40, 400).is_none(), "it lies well");
         let other = [100..300_u64, 1000..1100];
-        assert!(!stowage.begin(&other, 40, 31), "too soon");
-        assert!(stowage.begin(&other, 40, 32));
+        assert!(stowage.begin(&other, 40, 31).is_none(), "too soon");
+        assert!(stowage.begin(&other, 40, 32).is_some());
     }
 
     #[test]
     fn little_is_left_where_it_is() {
         let stowage = Stowage::default();
-        assert!(!stowage.begin(std::slice::from_ref(&(0..63)), 16, 16));
+        let few = 0..63;
+        assert!(stowage.begin(std::slice::from_ref(&few), 16, 16).is_none());
         stowage.set(vec![0..500, 500..1000], 0);
-        assert!(!stowage.begin(&[0..1000, 2000..2100], 16, 16));
-        assert!(stowage.begin(&[0..1000, 2000..2200], 16, 16));
+        assert!(stowage.begin(&[0..1000, 2000..2100], 16, 16).is_none());
+        assert!(stowage.begin(&[0..1000, 2000..2200], 16, 16).is_some());
+    }
+
+    #[test]
+    fn a_claim_ends_with_a_panic_too() {
+        let stowage = Stowage::default();
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let _claim = stowage.claim();
+            panic!("in the middle");
+        }));
+        assert!(result.is_err());
+        assert!(stowage.claim().is_some());
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! Nothing here waits for the instance: an order is sent and the instance is handed to the
 //! caller, who may already write the answer to its parked request.
 
+mod dictionaries;
 mod error;
 mod observe;
 mod paging;
@@ -110,6 +111,8 @@ struct Inner {
     filler: Filler,
     /// By what is decided how pages are stored.
     costs: RwLock<CostInputs>,
+    /// What helps to store them in less room.
+    dictionaries: dictionaries::TrainedDictionaries,
     sandboxes: Mutex<HashMap<Limits, Sandboxes>>,
     /// Whose turn it is to make an instance ahead.
     parking: tokio::sync::Semaphore,
@@ -165,6 +168,7 @@ impl Launcher {
                 .map_err(StartError::Thread)?,
             filler: Filler::start().map_err(StartError::Thread)?,
             costs: RwLock::default(),
+            dictionaries: dictionaries::TrainedDictionaries::default(),
             sandboxes: Mutex::new(HashMap::new()),
             parking: tokio::sync::Semaphore::new(1),
             next_id: AtomicU64::new(1),

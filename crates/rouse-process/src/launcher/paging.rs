@@ -62,6 +62,7 @@ impl Paging {
     /// Talks to the pager, and follows what it reports.
     pub(super) fn connect(started: Started) -> io::Result<Self> {
         let (pager, events) = started.keeper.connect()?;
+        let graveyard = Arc::new(Graveyard::new(pager.clone())?);
         let images = Arc::new(Images::default());
         let known = images.clone();
         std::thread::Builder::new()
@@ -70,7 +71,7 @@ impl Paging {
         Ok(Self {
             pager,
             device: started.device,
-            graveyard: Arc::default(),
+            graveyard,
             next_pool: AtomicU64::new(1),
             images,
             prefetch: AtomicBool::new(true),

@@ -24,12 +24,13 @@ impl Launcher {
     ) -> Result<Option<WriteReport>, SnapshotError> {
         let (launcher, image) = (self.clone(), image.clone());
         let task = tokio::task::spawn_blocking(move || {
-            if launcher.inner.paging.is_none() || !image.stowage().claim() {
+            if launcher.inner.paging.is_none() {
                 return Ok(None);
             }
-            let report = launcher.store_anew(&image, choice.as_ref());
-            image.stowage().done();
-            report.map(Some)
+            let Some(_claim) = image.stowage().claim() else {
+                return Ok(None);
+            };
+            launcher.store_anew(&image, choice.as_ref()).map(Some)
         });
         task.await.map_err(|_| SnapshotError::Cancelled)?
     }
@@ -60,6 +61,7 @@ impl Launcher {
             hot: &hot,
             choice,
             base,
+            dictionary: self.inner.dictionaries.of(image.snapshot()),
             // Both are those of the snapshot.
             ..WriteOptions::new(super::snapshots::TENANT)
         };
@@ -100,18 +102,17 @@ impl Launcher {
         };
         let report = image.working_set_report();
         let needed = image.hot_pages();
-        let stowage = image.stowage();
-        if !stowage.begin(&needed, report.observations, report.invocations) {
+        let (seen, answered) = (report.observations, report.invocations);
+        let Some(claim) = image.stowage().begin(&needed, seen, answered) else {
             return;
-        }
+        };
         let (launcher, image, spec) = (self.clone(), image.clone(), origin.spec.clone());
         runtime.spawn(async move {
             let (by, of) = (launcher.clone(), image.clone());
             let task = tokio::task::spawn_blocking(move || {
                 let choice = CostChoice::new(by.costs());
-                let stored = by.store_anew(&of, &choice);
-                of.stowage().done();
-                stored
+                let _claim = claim;
+                by.store_anew(&of, &choice)
             });
             match task.await {
                 Ok(Ok(report)) => tracing::debug!(?report, "a snapshot was stored anew"),

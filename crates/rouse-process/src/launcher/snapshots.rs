@@ -131,9 +131,13 @@ impl Launcher {
                     domain,
                     choice: &CostChoice::new(launcher.costs()),
                     base,
+                    dictionary: launcher.inner.dictionaries.of(&taken.snapshot),
                     ..WriteOptions::new(TENANT)
                 },
             )?;
+            if domain == Domain::Tenant && lineage.is_empty() {
+                launcher.train_if_due(&taken.snapshot, &taken.pool);
+            }
             Ok(CheckpointReport {
                 pause_us: taken.pause_us,
                 resident_bytes: taken.resident_bytes,
@@ -149,7 +153,6 @@ impl Launcher {
     pub async fn load(
         &self,
         dir: &Path,
-        _spec: &LaunchSpec,
         ancestors: &[Arc<Image>],
         residency: Residency,
     ) -> Result<Arc<Image>, SnapshotError> {
@@ -159,6 +162,7 @@ impl Launcher {
             let store = &launcher.inner.store;
             let name = store.name_of(&dir)?;
             let stored = store.open_snapshot(&name)?;
+            launcher.remember_dictionary(&stored);
             let memory = match launcher.paged_memory(&name, &stored)? {
                 Some(memory) => memory,
                 // A pool of no pages has nothing to bring in, and without a pager nobody could.
@@ -242,12 +246,10 @@ impl Launcher {
     ) -> Result<(), SnapshotError> {
         let image = image.clone();
         let task = tokio::task::spawn_blocking(move || {
-            if !image.stowage().claim() {
+            let Some(_claim) = image.stowage().claim() else {
                 return Ok(());
-            }
-            let held = image.memory().hold_compressed(wanted);
-            image.stowage().done();
-            held
+            };
+            image.memory().hold_compressed(wanted)
         });
         Ok(task.await.map_err(|_| SnapshotError::Cancelled)??)
     }
@@ -258,12 +260,10 @@ impl Launcher {
         let image = image.clone();
         let task = tokio::task::spawn_blocking(move || {
             // What is being stored anew has to stay until that is done.
-            if image.stowage().claim() {
+            if let Some(_claim) = image.stowage().claim() {
                 image.drop_parked();
                 image.drop_clones();
-                let released = image.memory().release();
-                image.stowage().done();
-                released?;
+                image.memory().release()?;
             }
             Ok::<_, SnapshotError>(image.memory().resident_pages().unwrap_or(0))
         });

@@ -95,7 +95,7 @@ async fn other_hosts(stage: &Stage) -> Result<(), String> {
         store
             .write(&name, &snapshot, &pool, &WriteOptions::new("default"))
             .map_err(|e| chain(&e))?;
-        match stage.load(&parent.join(name), &spec, &[]).await {
+        match stage.load(&parent.join(name), &[]).await {
             Ok(_) => return Err(format!("not noticed that {expected}")),
             Err(error) if chain(&error).contains(expected) => {}
             Err(error) => return Err(chain(&error)),
@@ -110,7 +110,7 @@ async fn one(stage: &Stage, (name, change, expected): Change) -> Result<(), Stri
     fs::write(&file, b"some code ").unwrap();
     fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
     let dir = stage.snapshot(name, &spec).await?;
-    let image = stage.load(&dir, &spec, &[]).await.map_err(|e| chain(&e))?;
+    let image = stage.load(&dir, &[]).await.map_err(|e| chain(&e))?;
     // As it was, it can be used.
     drop(
         stage
@@ -149,11 +149,7 @@ async fn one(stage: &Stage, (name, change, expected): Change) -> Result<(), Stri
         ),
         (
             "load",
-            stage
-                .load(&dir, &spec, &[])
-                .await
-                .map(drop)
-                .map_err(|e| chain(&e)),
+            stage.load(&dir, &[]).await.map(drop).map_err(|e| chain(&e)),
         ),
     ];
     for (what, result) in refused {

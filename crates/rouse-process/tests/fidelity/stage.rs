@@ -172,7 +172,7 @@ impl Stage {
             Ok(dir) => dir,
             Err(why) => return failed(why),
         };
-        let image = match self.load(&dir, &spec, &[]).await {
+        let image = match self.load(&dir, &[]).await {
             Ok(image) => image,
             Err(error) => return failed(chain(&error)),
         };
@@ -230,10 +230,10 @@ impl Stage {
         let ancestors = [image.clone()];
         let child = self
             .launcher
-            .load(&dir, spec, &ancestors, Residency::OnDemand)
+            .load(&dir, &ancestors, Residency::OnDemand)
             .await;
         let child = child.map_err(|e| chain(&e))?;
-        match self.load(&dir, spec, &[]).await {
+        match self.load(&dir, &[]).await {
             Err(SnapshotError::Image(ImageError::ParentGone)) => Ok(child),
             other => Err(format!("without its parent it was loaded: {other:?}")),
         }
@@ -350,12 +350,9 @@ impl Stage {
     pub async fn load(
         &self,
         dir: &Path,
-        spec: &LaunchSpec,
         ancestors: &[Arc<Image>],
     ) -> Result<Arc<Image>, SnapshotError> {
-        self.launcher
-            .load(dir, spec, ancestors, Residency::Now)
-            .await
+        self.launcher.load(dir, ancestors, Residency::Now).await
     }
 }
 
