@@ -78,6 +78,9 @@ struct BootArgs {
     /// Pause before each request, microseconds
     #[arg(long, default_value_t = 0, value_name = "US")]
     gap: u64,
+    /// Make the functions of language templates
+    #[arg(long)]
+    templates: bool,
     /// Do not measure the pause of a checkpoint
     #[arg(long)]
     no_pause: bool,
@@ -129,6 +132,7 @@ fn run_boot(args: BootArgs) -> Outcome {
         parked_min: Some(batch),
         parked_max: Some(batch),
         max_idle: Some(batch),
+        language_templates: Some(args.templates),
         ..Settings::default()
     };
     let report = with_node(settings, |session| measure(&args, session))?;
