@@ -11,6 +11,7 @@ mod host;
 mod machine;
 mod memory;
 mod paths;
+mod plot;
 mod report;
 mod run;
 mod samples;

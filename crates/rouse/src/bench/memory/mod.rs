@@ -3,20 +3,18 @@
 //! Functions are deployed on a node of this process and called until their working sets are known. Then
 //! [`situation`] moves the memory of their snapshots about, [`restores`] times a restore in each situation in turn (for
 //! some of them behind [`paced`]), and [`live`] counts what many instances cost. [`fleet`] starts nodes in processes of
-//! their own ([`child`]). [`figures`] has one bound for each figure that is asked, [`report`] and [`plot`] show them.
+//! their own ([`child`]). [`figures`] has one bound for each figure that is asked, [`report`] and [`plot`](super::plot) show them.
 
 mod child;
 mod figures;
 mod fleet;
 mod live;
 mod paced;
-mod plot;
-mod processes;
+pub(super) mod processes;
 mod report;
 mod restores;
 mod situation;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -28,8 +26,9 @@ use super::caller::Caller;
 use super::functions::{FUNCTIONS, Function, TOUCHING, function_named};
 use super::host::HostArgs;
 use super::machine::Machine;
+use super::plot::write_beside;
+use super::show;
 use super::stage::Stage;
-use super::{BenchError, show};
 use crate::client::api::Client;
 use crate::commands::serve::start_log;
 use crate::local::{Session, with_node};
@@ -122,13 +121,7 @@ pub fn run(args: MemoryArgs) -> Outcome {
     };
     let report = with_node(settings, |session| measure(&args, session))?;
     if let Some(out) = &args.out {
-        for plot in report.plots() {
-            let path = beside(out, plot.file);
-            fs::write(&path, plot.svg()).map_err(|source| BenchError::Write {
-                path: path.clone(),
-                source,
-            })?;
-        }
+        write_beside(out, &report.plots())?;
     }
     show(&report, || report.tables(), args.json, args.out.as_deref())?;
     // A target that is missed is a finding; an answer that is wrong makes every figure doubtful.
@@ -141,12 +134,6 @@ pub fn run(args: MemoryArgs) -> Outcome {
 
 fn parse_function(name: &str) -> Result<Function, String> {
     function_named(name, FUNCTIONS.iter().chain(&TOUCHING))
-}
-
-/// `memory.json` and `live` make `memory-live.svg`.
-fn beside(out: &Path, chart: &str) -> PathBuf {
-    let stem = out.file_stem().unwrap_or_default().to_string_lossy();
-    out.with_file_name(format!("{stem}-{chart}.svg"))
 }
 
 fn measure(args: &MemoryArgs, session: &Session) -> Result<Report, Failed> {

@@ -6,11 +6,21 @@
 //! | [`pool`] | how fast a ready sandbox is had, and what it costs to make a used one ready again |
 //! | [`rewind`] | requests on `rewind` against `warm` and `restore`, only if asked for |
 //! | [`burst`] | many cold requests at once |
+//! | [`throughput`] | restored instances a second, against a bare fork |
+//! | [`crowd`] | latency beside many live idle instances |
+//! | [`overhead`] | warm requests, against a [`bare`] HTTP server |
+//!
+//! The last three send their requests by [`lanes`].
 
+mod bare;
 mod burst;
+mod crowd;
+mod lanes;
+mod overhead;
 mod parked;
 mod pool;
 mod rewind;
+mod throughput;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -19,6 +29,7 @@ use serde::Serialize;
 
 use super::host::HostArgs;
 use super::machine::Machine;
+use super::plot::{Plot, write_beside};
 use super::stage::Stage;
 use super::targets::Target;
 use super::{Client, Progress, show};
@@ -27,7 +38,7 @@ use crate::local::{Session, with_node};
 use crate::output::error::{FAILURE, Failed, Outcome};
 use crate::settings::{LogFormat, Settings};
 
-/// Measures how requests are served: parked and rewound instances, the sandbox pool, bursts
+/// Measures how requests are served: parked and rewound instances, the sandbox pool, bursts, throughput, crowds, overhead
 ///
 /// Starts a node of its own in a temporary directory. Use a release build on an idle machine.
 #[derive(Debug, clap::Args)]
@@ -49,7 +60,7 @@ pub struct ServeBenchArgs {
     /// Print JSON on standard output
     #[arg(long)]
     json: bool,
-    /// Also write the JSON to this file
+    /// Also write the JSON to this file, and charts beside it
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]
@@ -67,6 +78,12 @@ enum Part {
     Burst,
     /// Instances that are put back to their snapshots; only if asked for, and then nothing is parked
     Rewind,
+    /// Restored instances a second
+    Throughput,
+    /// Latency beside many idle instances
+    Crowd,
+    /// Overhead over a bare HTTP server
+    Overhead,
 }
 
 /// What one run found.
@@ -82,15 +99,36 @@ struct Report {
     burst: Option<burst::Figures>,
     #[serde(skip_serializing_if = "Option::is_none")]
     rewind: Option<rewind::Figures>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    throughput: Option<throughput::Figures>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    crowd: Option<crowd::Figures>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    overhead: Option<overhead::Figures>,
     targets: Vec<Target>,
 }
 
 impl Report {
     fn wrong(&self) -> u64 {
-        let parked = self.parked.as_ref().map_or(0, |figures| figures.wrong());
-        let pool = self.pool.as_ref().map_or(0, |figures| figures.wrong);
-        let rewind = self.rewind.as_ref().map_or(0, |figures| figures.wrong());
-        rewind + parked + pool + self.burst.as_ref().map_or(0, |figures| figures.wrong)
+        let parts = [
+            self.parked.as_ref().map(parked::Figures::wrong),
+            self.pool.as_ref().map(|figures| figures.wrong),
+            self.burst.as_ref().map(|figures| figures.wrong),
+            self.rewind.as_ref().map(rewind::Figures::wrong),
+            self.throughput.as_ref().map(|figures| figures.wrong),
+            self.crowd.as_ref().map(|figures| figures.wrong),
+            self.overhead.as_ref().map(|figures| figures.wrong),
+        ];
+        parts.into_iter().flatten().sum()
+    }
+
+    fn plots(&self) -> Vec<Plot> {
+        let parts = [
+            self.throughput.as_ref().map(throughput::Figures::plot),
+            self.crowd.as_ref().map(crowd::Figures::plot),
+            self.overhead.as_ref().map(overhead::Figures::plot),
+        ];
+        parts.into_iter().flatten().collect()
     }
 
     fn tables(&self) -> String {
@@ -100,6 +138,9 @@ impl Report {
             self.pool.as_ref().map(pool::Figures::text),
             self.burst.as_ref().map(burst::Figures::text),
             self.rewind.as_ref().map(rewind::Figures::table),
+            self.throughput.as_ref().map(throughput::Figures::text),
+            self.crowd.as_ref().map(crowd::Figures::text),
+            self.overhead.as_ref().map(overhead::Figures::text),
             Some(super::report::targets_table(&self.targets).to_string()),
         ];
         let parts: Vec<String> = parts.into_iter().flatten().collect();
@@ -120,9 +161,16 @@ pub fn run(args: ServeBenchArgs) -> Outcome {
         parked_min: Some(waiting),
         parked_max: Some(waiting),
         rewind: Some(rewinds),
+        // The crowd is parked.
+        memory_parked_bytes: Some(16 << 30),
+        // As many as are called at a time.
+        max_idle: overhead::CONCURRENCIES.into_iter().max(),
         ..Settings::default()
     };
     let report = with_node(settings, |session| measure(&args, session))?;
+    if let Some(out) = &args.out {
+        write_beside(out, &report.plots())?;
+    }
     show(&report, || report.tables(), args.json, args.out.as_deref())?;
     Ok(if report.wrong() == 0 {
         ExitCode::SUCCESS
@@ -178,6 +226,27 @@ fn measure(args: &ServeBenchArgs, session: &Session) -> Result<Report, Failed> {
     } else {
         None
     };
+    let throughput = if wanted(Part::Throughput) {
+        let figures = throughput::measure(&stage)?;
+        targets.extend(figures.targets());
+        Some(figures)
+    } else {
+        None
+    };
+    let overhead = if wanted(Part::Overhead) {
+        let figures = overhead::measure(&stage)?;
+        targets.extend(figures.targets());
+        Some(figures)
+    } else {
+        None
+    };
+    let crowd = if wanted(Part::Crowd) {
+        let figures = crowd::measure(&stage)?;
+        targets.extend(figures.targets());
+        Some(figures)
+    } else {
+        None
+    };
     machine.finish();
     Ok(Report {
         machine,
@@ -186,6 +255,9 @@ fn measure(args: &ServeBenchArgs, session: &Session) -> Result<Report, Failed> {
         pool,
         burst,
         rewind,
+        throughput,
+        crowd,
+        overhead,
         targets,
     })
 }

@@ -117,15 +117,18 @@ fn waiting_bytes(stage: &Stage<'_>, function: &Function) -> Result<Option<u64>, 
     }
     // Charges of what has just ended are taken back a little later.
     thread::sleep(Duration::from_millis(300));
-    let spawner = stage.session.launcher.spawner_pid();
-    let interpreter = function.runtime.trim_end_matches(char::is_numeric);
-    let charged: Vec<u64> = instances(spawner)
-        .into_iter()
-        .filter(|pid| is_waiting(*pid, interpreter))
+    let charged: Vec<u64> = (waiting(stage, function).into_iter())
         .filter_map(charged_bytes)
         .collect();
     let count = charged.len() as u64;
     Ok((count > 0).then(|| charged.iter().sum::<u64>() / count.max(1)))
+}
+
+/// Pids of instances that wait, as `/proc` has them.
+pub fn waiting(stage: &Stage<'_>, function: &Function) -> Vec<i32> {
+    let interpreter = function.runtime.trim_end_matches(char::is_numeric);
+    let all = instances(stage.session.launcher.spawner_pid()).into_iter();
+    all.filter(|pid| is_waiting(*pid, interpreter)).collect()
 }
 
 /// Children of the spawner that are pid 2 of a pid namespace of their own.
@@ -157,7 +160,7 @@ fn is_waiting(pid: i32, interpreter: &str) -> bool {
 }
 
 /// What the memory controller counts for its control group.
-fn charged_bytes(pid: i32) -> Option<u64> {
+pub fn charged_bytes(pid: i32) -> Option<u64> {
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     groups.lines().find_map(|line| {
         let mut parts = line.splitn(3, ':').skip(1);

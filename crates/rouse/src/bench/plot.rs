@@ -1,6 +1,10 @@
 //! Bar charts, as SVG.
 
 use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+use super::BenchError;
 
 /// One chart: groups of bars, and a line for what was asked.
 #[derive(Debug, Clone)]
@@ -67,6 +71,16 @@ impl Plot {
             escaped(self.unit)
         )
     }
+}
+
+/// Writes charts beside the report `out`: `memory.json` and `live` make `memory-live.svg`.
+pub fn write_beside(out: &Path, plots: &[Plot]) -> Result<(), BenchError> {
+    let stem = out.file_stem().unwrap_or_default().to_string_lossy();
+    for plot in plots {
+        let path = out.with_file_name(format!("{stem}-{}.svg", plot.file));
+        fs::write(&path, plot.svg()).map_err(|source| BenchError::Write { path, source })?;
+    }
+    Ok(())
 }
 
 fn short(value: f64) -> String {
