@@ -5,11 +5,11 @@ import random
 import signal
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import requests
 
+from harness import victims
 from harness.node import PATIENCE, wait_until
 from harness.package import python
 
@@ -66,23 +66,6 @@ def deploy(node, number):
     function = node.deploy(DATA, name=f"data{number}", Environment={"Variables": {"SEED": str(number)}}, MemorySize=512, Timeout=60)
     function.snapshot()
     return function
-
-
-def pager(node):
-    """Pid of the node's pager."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                stat = (entry / "stat").read_text()
-                if "(rouse-pager)" in stat:
-                    keeper = int(stat.rsplit(")", 1)[1].split()[1])
-                    parent = int(Path(f"/proc/{keeper}/stat").read_text().rsplit(")", 1)[1].split()[1])
-                    if parent == node.process.pid:
-                        found.append(int(entry.name))
-            except OSError:
-                pass
-    return found[0] if found else None
 
 
 def call_concurrently(functions, rounds, whole=False, seed=1):
@@ -222,7 +205,7 @@ def test_pager_is_killed_while_pages_move(own_node, compressed):
 
     def kill():
         while len(killed) < 8 and not stop.wait(0.3):
-            pid = pager(node)
+            pid = victims.pager(node)
             if pid and pid not in killed:
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)

@@ -1,22 +1,34 @@
 """What a node holds on the host. Counted by what bears its marks, because other nodes may run beside it."""
 
+import collections
 import contextlib
 import os
+import re
 from pathlib import Path
 
 
 def processes(node):
-    """Processes of the node and of its sandboxes: by control group, and by the state directory among the arguments."""
+    """Processes of the node and of its sandboxes: by control group, by the state directory among the arguments, and by
+    open control groups for the spawner, which hides its arguments."""
     marks = (f"/{node.cgroup}".encode(), str(node.state).encode())
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         with contextlib.suppress(OSError):
+            comm = (entry / "comm").read_text().strip()
             text = (entry / "cgroup").read_bytes() + (entry / "cmdline").read_bytes()
-            if any(mark in text for mark in marks):
-                found.append((int(entry.name), (entry / "comm").read_text().strip()))
+            if any(mark in text for mark in marks) or (comm == "rouse-spawner" and _has_open(entry, node.cgroup)):
+                found.append((int(entry.name), comm))
     return sorted(found)
+
+
+def _has_open(entry, name):
+    for descriptor in os.scandir(entry / "fd"):
+        with contextlib.suppress(OSError):
+            if name in os.readlink(descriptor.path):
+                return True
+    return False
 
 
 def cgroups(node):
@@ -67,13 +79,30 @@ def leftovers(node):
     return {name: items for name, items in found.items() if items}
 
 
+def descriptors(pids):
+    """How many descriptors of each kind these processes have open: sockets, memory files, pidfds, ..."""
+    found = collections.Counter()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for entry in os.scandir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):
+                    # Numbers of sockets, pipes and files say nothing about how many there are.
+                    found[re.sub(r"\d+", "N", os.readlink(entry.path))] += 1
+    return found
+
+
 def held(node):
     """How much a running node holds: grows while functions exist, and must come back when they are gone."""
-    spawner = [pid for pid, comm in processes(node) if comm == "rouse-spawner"]
+    seen = 0
+    for pid, comm in processes(node):
+        # What the spawner makes bears its name at first, and may have ended.
+        if comm == "rouse-spawner":
+            with contextlib.suppress(OSError):
+                seen += len(Path(f"/proc/{pid}/mountinfo").read_text().splitlines())
     return {
         "processes": sorted(comm for _, comm in processes(node)),
         "cgroups": len(cgroups(node)),
-        "mounts": sum(len(Path(f"/proc/{pid}/mountinfo").read_text().splitlines()) for pid in spawner),
+        "mounts": seen,
         "namespaces": len(namespaces(node)),
         # Language templates stay: they are no function's.
         "code": sorted(

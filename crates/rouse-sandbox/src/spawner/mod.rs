@@ -18,7 +18,9 @@ use std::sync::{Arc, Mutex};
 
 pub(crate) use link::Link;
 use protocol::{Event, Request};
+use server::chain;
 
+use crate::cgroup::Cgroups;
 use crate::config::{Limits, SandboxConfig, SandboxKind};
 use crate::kernel::notification::Notifications;
 use crate::kernel::{process, socket};
@@ -50,6 +52,8 @@ pub struct Spawner {
     link: Arc<Link>,
     exits: Mutex<Option<Exits>>,
     pid: i32,
+    /// Name of the control groups, which the spawner removes if it can.
+    cgroup: String,
     warnings: Vec<String>,
     memory_calls: Mutex<Option<Notifications>>,
     reader: Option<std::thread::JoinHandle<()>>,
@@ -69,6 +73,7 @@ impl Spawner {
             return Err(SpawnerError::Threads);
         }
         let (ours, theirs) = socket::pair().map_err(SpawnerError::Fork)?;
+        let cgroup = config.cgroup.clone();
         let node = rustix::process::getpid();
         // SAFETY: the process has a single thread, so the child may run any code.
         let pid = match unsafe { libc::fork() } {
@@ -90,6 +95,7 @@ impl Spawner {
                     link,
                     exits: Mutex::new(Some(exits)),
                     pid,
+                    cgroup,
                     warnings,
                     memory_calls: Mutex::new(memory_calls.map(Notifications::new)),
                     reader: Some(reader),
@@ -169,7 +175,13 @@ impl Spawner {
 impl Drop for Spawner {
     fn drop(&mut self) {
         self.link.send(&Request::Shutdown);
-        reap(self.pid);
+        if !reap(self.pid) {
+            tracing::warn!("the spawner did not end in order; its control groups are removed");
+            match Cgroups::open(&self.cgroup) {
+                Ok((groups, _)) => groups.remove(),
+                Err(error) => tracing::warn!(error = chain(&error), "control groups are left"),
+            }
+        }
         if let Some(reader) = self.reader.take() {
             // Ends by itself: the spawner's end of the socket is closed. Panics there have been reported already.
             let _ = reader.join();
@@ -177,12 +189,14 @@ impl Drop for Spawner {
     }
 }
 
-fn reap(pid: i32) {
-    let mut status = 0;
+/// Waits for the spawner, and says whether it ended in order.
+fn reap(pid: i32) -> bool {
+    let mut status = -1;
     // SAFETY: waits for a child of this process and stores its status in a local.
     while unsafe { libc::waitpid(pid, &mut status, 0) } < 0
         && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
     {}
+    status == 0
 }
 
 /// Sends `event` with descriptors; a node that is gone is noticed elsewhere.

@@ -9,12 +9,13 @@
 //! 5. only then comes the async runtime, with the node and its API.
 
 mod embedded;
+mod spawner;
 mod state_dir;
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rouse_api::Router;
 use rouse_node::{Node, NodeError};
@@ -28,6 +29,7 @@ use crate::host::{self, HostError};
 use crate::settings::ServeConfig;
 
 pub use embedded::{Session, with_node};
+pub use spawner::SpawnerEnd;
 pub use state_dir::{Service, StateDir, StateDirError};
 
 /// Why a node did not start, or did not end well.
@@ -65,40 +67,12 @@ pub enum LocalNodeError {
     /// Signals cannot be waited for.
     #[error("cannot wait for signals")]
     Signals(#[source] io::Error),
+    /// No sandbox can be made any more.
+    #[error("the spawner has ended, and all sandboxes with it; start the node again")]
+    SpawnerEnded,
     /// The node's task panicked.
     #[error("the node ended by a panic")]
     Panic(#[source] tokio::task::JoinError),
-}
-
-/// How long the spawner may take to end its sandboxes and remove their control groups.
-const SPAWNER_PATIENCE: Duration = Duration::from_secs(10);
-
-/// The spawner of a node, to be waited for after the node is gone.
-#[derive(Debug, Clone, Copy)]
-pub struct SpawnerEnd {
-    pid: i32,
-}
-
-impl SpawnerEnd {
-    /// Waits until the spawner has ended, so that whoever sees this process end finds nothing left of it.
-    ///
-    /// Call it when the async runtime has been dropped. Dropping the launcher is not enough: a background thread may be
-    /// making a sandbox at that moment, which keeps the spawner alive until it is made.
-    pub fn wait(self) {
-        let begin = Instant::now();
-        // Its entry is there until it has been reaped.
-        let entry = std::path::PathBuf::from(format!("/proc/{}", self.pid));
-        while entry.exists() {
-            if begin.elapsed() > SPAWNER_PATIENCE {
-                tracing::warn!(
-                    pid = self.pid,
-                    "the spawner has not ended yet; it ends with this process"
-                );
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
 }
 
 /// Everything that must exist before there are threads.
@@ -139,18 +113,19 @@ impl Prepared {
 
     /// The spawner, to be waited for at the end.
     pub fn spawner_end(&self) -> SpawnerEnd {
-        SpawnerEnd {
-            pid: self.launcher.spawner_pid(),
-        }
+        SpawnerEnd::of(self.launcher.spawner_pid())
     }
 
     /// Serves until `stop` is ready, then drains: no new request is accepted, running ones get their time, and every
     /// instance has ended when this returns. `started` hears the endpoint as soon as it accepts connections.
+    ///
+    /// A node whose spawner has ended stops in the same way, and fails.
     pub async fn run(
         self,
         stop: impl Future<Output = ()> + Send + 'static,
         started: oneshot::Sender<Endpoint>,
     ) -> Result<(), LocalNodeError> {
+        let spawner = self.spawner_end();
         let Self {
             config,
             launcher,
@@ -173,6 +148,17 @@ impl Prepared {
         tracing::info!(endpoint = %endpoint, state_dir = %state_dir.path().display(), "accepting requests");
         // Whoever started us may have gone away.
         let _ = started.send(endpoint);
+        let (crippled, mut is_crippled) = oneshot::channel();
+        let stop = async move {
+            tokio::select! {
+                () = stop => {}
+                Ok(()) = spawner.come() => {
+                    tracing::error!("the spawner has ended, and all sandboxes with it; the node stops");
+                    // Nobody listens any more when the server has ended by itself.
+                    let _ = crippled.send(());
+                }
+            }
+        };
         let router = match metrics {
             None => rouse_api::router(Arc::clone(&node)),
             Some(_) => rouse_api::router_without_metrics(Arc::clone(&node)),
@@ -186,7 +172,11 @@ impl Prepared {
         // Requests that were cut off end their instances when the runtime is dropped, with the tasks that wait for them.
         node.end_instances();
         tracing::info!("stopped");
-        served
+        served?;
+        match is_crippled.try_recv() {
+            Ok(()) => Err(LocalNodeError::SpawnerEnded),
+            Err(_) => Ok(()),
+        }
     }
 }
 
