@@ -250,6 +250,10 @@ pub trait Boot: Send + Sync + 'static {
     fn problem(&self, _image: &LoadedImage) -> Option<String> {
         None
     }
+    /// Ready with it as soon as something is found; never if nothing is.
+    fn problem_found<'a>(&'a self, _image: &'a LoadedImage) -> BoxFuture<'a, String> {
+        Box::pin(std::future::pending())
+    }
     /// Brings all pages into memory, to stay: to near memory, or to that node but for those that calls touch.
     fn make_resident<'a>(
         &'a self,
@@ -555,6 +559,15 @@ impl Boot for Launcher {
 
     fn problem(&self, image: &LoadedImage) -> Option<String> {
         image.inner.downcast_ref::<Image>().and_then(Image::problem)
+    }
+
+    fn problem_found<'a>(&'a self, image: &'a LoadedImage) -> BoxFuture<'a, String> {
+        Box::pin(async move {
+            match image.inner.downcast_ref::<Image>() {
+                Some(image) => image.problem_found().await,
+                None => std::future::pending().await,
+            }
+        })
     }
 
     fn make_resident<'a>(

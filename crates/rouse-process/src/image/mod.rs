@@ -13,11 +13,12 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use rouse_snapshot::model::{DescriptionKind, ParentPool, ProcessSnapshot};
 use rouse_snapshot::page_class::hot_pool_pages;
 use rouse_snapshot::working_set::SnapshotBinding;
+use tokio::sync::SetOnce;
 
 pub(crate) use behind::Behind;
 use files::OpenFile;
@@ -94,7 +95,7 @@ pub struct Image {
     /// What a fresh instance looks like, once one has been looked at.
     baseline: Mutex<Option<Arc<Baseline>>>,
     storing: Mutex<()>,
-    problem: OnceLock<String>,
+    problem: SetOnce<String>,
     binding: SnapshotBinding,
     /// Where the snapshot lies, and what is learnt about it.
     directory: PathBuf,
@@ -166,7 +167,7 @@ impl Image {
             learner: Mutex::new(learner),
             baseline: Mutex::new(None),
             storing: Mutex::new(()),
-            problem: OnceLock::new(),
+            problem: SetOnce::new(),
             binding,
             directory: directory.to_path_buf(),
         };
@@ -243,6 +244,11 @@ impl Image {
     /// What makes the image useless, once something does.
     pub fn problem(&self) -> Option<String> {
         self.problem.get().cloned()
+    }
+
+    /// Ready when something is found that makes the image useless.
+    pub async fn problem_found(&self) -> String {
+        self.problem.wait().await.clone()
     }
 
     /// From now on the image is useless.

@@ -336,15 +336,11 @@ impl Node {
         // The end of the process may be told faster than what led to it.
         let is_likely = matches!(ended, Ended::Exited(ExitReason::Signal(libc::SIGBUS)))
             && !self.boot.is_resident(image);
-        let patience = if is_likely { LAST_NEWS } else { Duration::ZERO };
-        let begin = Instant::now();
-        loop {
-            match self.boot.problem(image) {
-                None if begin.elapsed() < patience => {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
-                found => return found,
-            }
+        match is_likely {
+            true => tokio::time::timeout(LAST_NEWS, self.boot.problem_found(image))
+                .await
+                .ok(),
+            false => self.boot.problem(image),
         }
     }
 }
