@@ -54,6 +54,14 @@ pub fn test(root: &Path, node: &[(&str, PathBuf)]) -> Result<(), HardwareError> 
         "far",
     ];
     integration.extend(arguments.map(OsString::from));
+    let mut kernel = OsString::from("ROUSE_TEST_KERNEL=");
+    kernel.push(testbed::default_kernel_image()?);
+    let mut microvm: Vec<OsString> = vec!["env".into(), kernel];
+    // One after the other: each machine has as many processors as the test bed.
+    microvm.extend(command(
+        binary("microvm")?,
+        &["--ignored", "--test-threads=1"],
+    ));
     let commands = [
         // Memory that lies on another NUMA node.
         command(binary("pager")?, &["pages_come_to_lie", "pages_move"]),
@@ -66,12 +74,14 @@ pub fn test(root: &Path, node: &[(&str, PathBuf)]) -> Result<(), HardwareError> 
             ),
         ]
         .concat(),
+        // Virtual machines on KVM.
+        microvm,
         integration,
     ];
     let options = Options {
         numa: true,
         pku: true,
-        timeout: Duration::from_secs(1200),
+        timeout: Duration::from_secs(1800),
         ..Options::default()
     };
     println!("\n=== {NAME} ===");

@@ -25,7 +25,7 @@ mod packages;
 mod session;
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 pub use error::TestbedError;
@@ -51,6 +51,14 @@ pub fn run(root: &Path, options: &Options, commands: &[Vec<OsString>]) -> Result
         commands,
     })?;
     session::run(&kernel, &initramfs, options)
+}
+
+/// The compressed kernel that a machine with the default options runs: a distribution's, as tests of other machines want one.
+///
+/// # Errors
+/// When it cannot be downloaded.
+pub fn default_kernel_image() -> Result<PathBuf, TestbedError> {
+    Ok(kernel::fetch(None)?.image)
 }
 
 /// The command `cargo xtask testbed`.
