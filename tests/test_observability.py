@@ -1,5 +1,6 @@
-"""What a node tells its operator: metrics and health."""
+"""What a node tells its operator: metrics, health, and its log."""
 
+import json
 import os
 import re
 import signal
@@ -202,3 +203,30 @@ def test_metrics_have_an_address_of_their_own_that_outlives_the_api(own_node):
     assert node.process.wait(PATIENCE) == 0
     node.process = None
     assert not (node.state / "metrics-endpoint").exists()
+
+
+def test_each_invocation_is_a_line_of_the_log(own_node):
+    node = own_node(log_format="json", log_level="warn,invocation=debug")
+    secret = "a-secret-of-the-caller"
+    variables = {"Variables": {"SECRET": "a-secret-of-the-owner"}}
+    function = node.deploy(OBEDIENT, Environment=variables).ready()
+    replies = [function.invoke(secret, "restore"), function.invoke("fail", "fork"), function.invoke("exit", "cold")]
+    lines = wait_until(lambda: (lambda found: found if len(found) == 3 else None)(invocations(node)), "all are logged")
+    for line, reply, boot in zip(lines, replies, ("restore", "fork", "cold")):
+        assert line["request_id"] == reply.headers["x-amzn-requestid"]
+        assert (line["function"], line["version"], line["boot"]) == (function.name, "$LATEST", boot)
+        assert line["message"] == "invoked" and line["timestamp"]
+        assert 0 < line["run_us"] <= line["total_us"] and line["queue_us"] >= 0 and line["start_us"] > 0
+        assert "sandbox=" in line["boot_us"]
+    told = [(line["level"], line.get("error_kind"), line.get("error_type")) for line in lines]
+    assert told == [
+        ("DEBUG", None, None),
+        ("DEBUG", "handler", "ValueError"),
+        ("INFO", "exit", "Runtime.ExitError"),
+    ]
+    assert "secret" not in node.log()
+
+
+def invocations(node):
+    lines = [json.loads(line) for line in node.log().splitlines() if line.startswith("{")]
+    return [line for line in lines if line["target"] == "invocation"]

@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rouse_node::engine::invoke::MAX_PAYLOAD;
+use rouse_node::traces::context::TraceContext;
 use rouse_node::{BootPath, InvokeOptions, InvokeOutcome, MemoryUse, Node, Refusal, Stage};
 
 use crate::errors::Refused;
@@ -21,6 +22,7 @@ const INVOCATION_TYPE: &str = "x-amz-invocation-type";
 const LOG_TYPE: &str = "x-amz-log-type";
 const CLIENT_CONTEXT: &str = "x-amz-client-context";
 const TRACE_ID: HeaderName = HeaderName::from_static("x-amzn-trace-id");
+const TRACE_PARENT: &str = "traceparent";
 const FUNCTION_ERROR: HeaderName = HeaderName::from_static("x-amz-function-error");
 const LOG_RESULT: HeaderName = HeaderName::from_static("x-amz-log-result");
 const EXECUTED_VERSION: HeaderName = HeaderName::from_static("x-amz-executed-version");
@@ -121,16 +123,19 @@ fn options(headers: &HeaderMap) -> Result<InvokeOptions, Refused> {
     let client_context = text(headers, CLIENT_CONTEXT)?
         .map(client_context)
         .transpose()?;
-    let trace_id = headers
-        .get(TRACE_ID)
-        .and_then(|value| value.to_str().ok())
-        .map(str::to_owned);
+    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let amazon = header(TRACE_ID.as_str());
+    let w3c = header(TRACE_PARENT).and_then(TraceContext::from_traceparent);
+    let trace_id = amazon.map(str::to_owned);
+    let trace_id = trace_id.or_else(|| w3c.map(|parent| parent.to_string()));
+    let trace_parent = w3c.or_else(|| amazon.and_then(TraceContext::from_amazon));
     Ok(InvokeOptions {
         boot,
         log_tail,
         client_context,
         measure_memory,
         trace_id,
+        trace_parent,
         request_id: None,
     })
 }

@@ -8,6 +8,7 @@ use crate::engine::admission::Capacity;
 use crate::function::snapshot_point::PointPolicy;
 use crate::residency::host_memory;
 use crate::serving::policy::Isolation;
+use crate::traces::TraceSettings;
 
 /// Settings of a node. Every key has a default but the state directory's, which is `/var/lib/rouse`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,6 +99,8 @@ pub struct NodeConfig {
     pub log_rate_bytes: u64,
     /// Functions, each version counted, that have metrics of their own; those beyond count together as `other`.
     pub metrics_functions: usize,
+    /// Where traces of invocations are sent, if they are.
+    pub traces: Option<TraceSettings>,
 }
 
 impl Default for NodeConfig {
@@ -144,6 +147,7 @@ impl Default for NodeConfig {
             log_file_bytes: 16 << 20,
             log_rate_bytes: 4 << 20,
             metrics_functions: 256,
+            traces: None,
         }
     }
 }

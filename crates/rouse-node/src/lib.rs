@@ -18,7 +18,7 @@
 //! | [`events`] | asynchronous invocations |
 //! | [`runtime_api`] | the API that runtimes call |
 //! | [`logs`] | what functions print |
-//! | [`metrics`] | what the node tells its operator |
+//! | [`metrics`], [`traces`] | what the node tells its operator |
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
 
@@ -40,6 +40,7 @@ pub mod serving;
 pub mod store;
 pub mod templates;
 pub mod time;
+pub mod traces;
 pub mod versions;
 
 pub use config::{BootPolicy, ConfigError, Interpreters, MemorySettings, NodeConfig};
@@ -50,3 +51,4 @@ pub use node::{Node, NodeError};
 pub use refusal::Refusal;
 pub use rouse_process::instance::{BootPath, MemoryUse, Stage};
 pub use serving::policy::{Isolation, KeepAlive, OnDisconnect, ServingPolicy};
+pub use traces::TraceSettings;

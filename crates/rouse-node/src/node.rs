@@ -36,6 +36,7 @@ use crate::events::{self, EventSender};
 use crate::function::arn::{FunctionRef, LATEST, function_arn};
 use crate::function::record::{FunctionRecord, SnapshotRecord, State, directory_name, key};
 use crate::logs::files::LogFiles;
+use crate::logs::limit::RateLimit;
 use crate::metrics::Metrics;
 use crate::package::{CodePin, PackageStore, UnpackLimits};
 use crate::refusal::Refusal;
@@ -44,6 +45,7 @@ use crate::serving::keep_alive::Windows;
 use crate::serving::policy::KeepAlive;
 use crate::store::{Store, StoreError};
 use crate::templates::{FOLDER, Templates};
+use crate::traces::Traces;
 use crate::versions::history::History;
 
 /// Why a node did not start.
@@ -60,6 +62,9 @@ pub enum NodeError {
         /// Why not.
         source: StoreError,
     },
+    /// Traces cannot be sent anywhere.
+    #[error("traces cannot be sent")]
+    Traces(#[source] opentelemetry_otlp::ExporterBuildError),
     /// The state directory cannot be used.
     #[error("the state directory {path} cannot be used")]
     StateDir {
@@ -93,6 +98,10 @@ pub struct Node {
     /// Events that were accepted and are not done.
     pub(crate) pending_events: AtomicUsize,
     pub(crate) metrics: Metrics,
+    /// Where traces go, if they do.
+    pub(crate) traces: Option<Traces>,
+    /// How often it is logged that something ended a function.
+    pub(crate) ended_log: RateLimit,
     /// No more requests should be sent here.
     pub(crate) is_draining: AtomicBool,
     /// Wakes whoever gives back what removed snapshots have left.
@@ -101,6 +110,9 @@ pub struct Node {
 
 /// Between the removal of a snapshot and the collection of its pages.
 const COLLECTION_DELAY: Duration = Duration::from_secs(1);
+
+/// Invocations a second of which the log says at `info` that something ended them.
+const ENDED_LOG_RATE: u32 = 10;
 
 impl Node {
     /// Opens the state directory and starts the background work. Must be called inside a Tokio runtime.
@@ -143,6 +155,8 @@ impl Node {
         )
         .map_err(failed(&log_root))?;
 
+        let traces = (config.traces.as_ref()).map(|settings| Traces::start(settings, &config));
+        let traces = traces.transpose().map_err(NodeError::Traces)?;
         let (garbage, garbage_receiver) = mpsc::channel(1);
         let (event_sender, event_receiver) = mpsc::unbounded_channel();
         let node = Arc::new(Node {
@@ -160,6 +174,8 @@ impl Node {
             event_gate: Gate::new(config.event_capacity()),
             pending_events: AtomicUsize::new(0),
             metrics: Metrics::new(config.metrics_functions),
+            traces,
+            ended_log: RateLimit::new(ENDED_LOG_RATE),
             is_draining: AtomicBool::new(false),
             garbage,
             config,
@@ -411,6 +427,13 @@ impl Node {
         };
         let least = self.ready_wanted(function, &serving, Instant::now());
         function.end_idle(keep_alive, least);
+    }
+
+    /// Waits until the traces of all invocations that are over have been sent, or given up.
+    pub async fn flush_traces(&self) {
+        if let Some(traces) = &self.traces {
+            traces.flush().await;
+        }
     }
 
     /// Ends the instances that nobody uses. For the end of a graceful shutdown.

@@ -280,6 +280,15 @@ fn of_serving(writer: &mut Writer<'_>, report: &NodeReport) -> fmt::Result {
         "Accepted asynchronous invocations that are not delivered yet",
         report.events_pending,
     )?;
+    let traced = [
+        ("sent", report.traces.sent),
+        ("dropped", report.traces.dropped),
+    ];
+    writer.counters(
+        "traced_invocations",
+        "Invocations whose spans were sent to a collector, and those whose spans were lost",
+        traced.map(|(result, count)| ([("result", result)], count)),
+    )?;
     let sandboxes = &report.sandboxes;
     writer.gauge(
         "sandbox_pool_ready",

@@ -48,6 +48,8 @@ pub struct NodeReport {
     pub sandboxes: SandboxReport,
     /// What the pager did, if there is one.
     pub pager: Option<PagerReport>,
+    /// Invocations that were traced.
+    pub traces: TraceReport,
     /// The node's own process.
     pub process: ProcessUse,
 }
@@ -119,6 +121,15 @@ pub struct SandboxReport {
     pub taken: u64,
     /// Times that none was ready, so that one was made while somebody waited.
     pub missed: u64,
+}
+
+/// What became of traced invocations.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct TraceReport {
+    /// A collector has taken their spans.
+    pub sent: u64,
+    /// Their spans were lost.
+    pub dropped: u64,
 }
 
 /// What the pagers of the node did.
@@ -204,6 +215,16 @@ fn report(node: &Node) -> NodeReport {
         tiers: tiers_report(node).tiers,
         sandboxes: sandboxes(node.boot.sandbox_counts()),
         pager: pager(node),
+        traces: node
+            .traces
+            .as_ref()
+            .map_or_else(TraceReport::default, |traces| {
+                let counts = &traces.counts;
+                TraceReport {
+                    sent: counts.sent(),
+                    dropped: counts.dropped(),
+                }
+            }),
         process: ProcessUse::read(),
     }
 }

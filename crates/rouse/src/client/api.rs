@@ -308,6 +308,11 @@ impl Client {
         self.json("tiers", "GET", "/rouse/v1/tiers", None)
     }
 
+    /// All that the node counts and holds, as JSON.
+    pub fn node(&self) -> Result<Value, ApiError> {
+        self.json("node", "GET", "/rouse/v1/node", None)
+    }
+
     /// The last `tail` lines of a function's log, oldest first.
     pub fn logs(&self, name: &str, tail: usize) -> Result<Vec<Value>, ApiError> {
         let operation = "logs";

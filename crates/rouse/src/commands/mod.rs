@@ -12,6 +12,7 @@ pub mod serve;
 pub mod snapshots;
 pub mod store;
 pub mod tiers;
+pub mod top;
 
 use crate::client::api::Client;
 use crate::client::endpoint::Endpoint;

@@ -75,6 +75,9 @@ pub enum LocalNodeError {
     Panic(#[source] tokio::task::JoinError),
 }
 
+/// How long the collector may take for the last traces.
+const TRACES_PATIENCE: Duration = Duration::from_secs(3);
+
 /// Everything that must exist before there are threads.
 #[derive(Debug)]
 pub struct Prepared {
@@ -165,6 +168,12 @@ impl Prepared {
         };
         let served = serve(&node, listener, router, stop, config.drain).await;
         state_dir.withdraw(Service::Api);
+        if tokio::time::timeout(TRACES_PATIENCE, node.flush_traces())
+            .await
+            .is_err()
+        {
+            tracing::warn!("the last traces are lost: the collector did not take them in time");
+        }
         if let Some(metrics) = metrics {
             state_dir.withdraw(Service::Metrics);
             metrics.abort();

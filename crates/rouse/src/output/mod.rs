@@ -17,6 +17,14 @@ pub fn print_json(value: &Value) -> io::Result<()> {
     writeln!(out)
 }
 
+/// Prints `value` as JSON in one line on standard output.
+pub fn print_json_line(value: &impl serde::Serialize) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    serde_json::to_writer(&mut out, value)?;
+    writeln!(out)?;
+    out.flush()
+}
+
 /// Prints `text` and a line end on standard output.
 ///
 /// `println!` panics when the reader of a pipe has gone (`rouse list | head -1`); this returns the error.

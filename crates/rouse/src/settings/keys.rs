@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use rouse_node::traces::ratio::Ratio;
 use rouse_node::{BootPolicy, Isolation, PointPolicy};
 use serde::Deserialize;
 
@@ -195,6 +196,12 @@ settings! {
     /// Functions, each version counted, that have metrics of their own; those beyond count together as `other`
     #[arg(value_name = "N")]
     metrics_functions: usize = "ROUSE_METRICS_FUNCTIONS",
+    /// URL of an OpenTelemetry collector that gets traces of invocations by OTLP over HTTP; empty for none
+    #[arg(value_name = "URL")]
+    traces_endpoint: String = "ROUSE_TRACES_ENDPOINT",
+    /// Share of the invocations that is traced, from 0 to 1, where the caller has not decided it
+    #[arg(value_name = "RATIO")]
+    traces_ratio: Ratio = "ROUSE_TRACES_RATIO",
     /// Region in ARNs and in the functions' environment
     region: String = "ROUSE_REGION",
     /// Account in ARNs, 12 digits

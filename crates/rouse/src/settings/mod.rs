@@ -11,7 +11,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rouse_node::{BootPolicy, ConfigError, Interpreters, MemorySettings, NodeConfig};
+use rouse_node::{
+    BootPolicy, ConfigError, Interpreters, MemorySettings, NodeConfig, TraceSettings,
+};
 use rouse_sandbox::SandboxConfig;
 
 pub use keys::{LogFormat, Settings};
@@ -159,6 +161,17 @@ impl ServeConfig {
                 problem: format!("must be an address and a port, not {text:?}: {error}"),
             })?),
         };
+        let ratio = s.get("traces_ratio", |s| s.traces_ratio)?;
+        let traces =
+            match s.get("traces_endpoint", |s| s.traces_endpoint.clone())? {
+                url if url.is_empty() => None,
+                url => Some(TraceSettings::to(&url, ratio).map_err(|problem| {
+                    SettingsError::Value {
+                        key: "traces_endpoint",
+                        problem: format!("{problem}, not {url:?}"),
+                    }
+                })?),
+            };
         let node = NodeConfig {
             state_dir,
             memory: MemorySettings {
@@ -219,6 +232,7 @@ impl ServeConfig {
             log_file_bytes: s.get("log_file_bytes", |s| s.log_file_bytes)?,
             log_rate_bytes: s.get("log_rate_bytes", |s| s.log_rate_bytes)?,
             metrics_functions: s.get("metrics_functions", |s| s.metrics_functions)?,
+            traces,
         };
         node.validate()?;
         Ok(Self {
@@ -370,6 +384,7 @@ mod tests {
             ("python = \"python3\"", "python"),
             ("log_level = \"a=b=c\"", "log_level"),
             ("metrics_listen = \"9001\"", "metrics_listen"),
+            ("traces_endpoint = \"127.0.0.1:4318\"", "traces_endpoint"),
         ] {
             match resolve(file) {
                 Err(SettingsError::Value { key: named, .. }) => assert_eq!(named, key, "{file}"),

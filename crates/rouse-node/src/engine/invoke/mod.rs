@@ -5,6 +5,7 @@
 
 mod end;
 mod run;
+mod tell;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,6 +24,8 @@ use crate::node::Node;
 use crate::refusal::Refusal;
 use crate::runtime_api::session::Event;
 use crate::serving::policy::OnDisconnect;
+use crate::traces::Trace;
+use crate::traces::context::TraceContext;
 
 /// Largest payload of a synchronous invocation, bytes.
 pub const MAX_PAYLOAD: usize = 6_291_456;
@@ -40,6 +43,8 @@ pub struct InvokeOptions {
     pub measure_memory: bool,
     /// `X-Amzn-Trace-Id` of the caller.
     pub trace_id: Option<String>,
+    /// The caller's span.
+    pub trace_parent: Option<TraceContext>,
     /// Request id that was given out before.
     pub request_id: Option<String>,
 }
@@ -88,6 +93,7 @@ struct Request<'a> {
     options: &'a InvokeOptions,
     received: Instant,
     admitted: Instant,
+    trace: Option<Trace>,
     /// The right to start an instance, until one has been started.
     start_slot: Mutex<Option<StartSlot>>,
 }
@@ -169,7 +175,8 @@ impl Node {
         function.counters.began();
         function.heat.called(received);
         let _activity = function.activity();
-        let event = self.event(target, &revision, payload, options);
+        let trace = (self.traces.as_ref()).map(|traces| traces.begin(options.trace_parent));
+        let event = self.event(target, &revision, payload, options, trace);
         let request = Request {
             function: &function,
             revision,
@@ -177,6 +184,7 @@ impl Node {
             options,
             received,
             admitted,
+            trace,
             start_slot: Mutex::new(Some(permit.start_slot())),
         };
         match options.boot {
@@ -211,7 +219,10 @@ impl Node {
         revision: &Revision,
         payload: Bytes,
         options: &InvokeOptions,
+        trace: Option<Trace>,
     ) -> Event {
+        // Spans of the function belong below this invocation's.
+        let traced = trace.map(|trace| trace.context.to_string());
         Event {
             request_id: options
                 .request_id
@@ -224,7 +235,9 @@ impl Node {
                 target.qualifier.as_deref(),
             ),
             timeout: Duration::from_secs(u64::from(revision.record.settings.timeout_s)),
-            trace_id: options.trace_id.clone().unwrap_or_else(new_trace_id),
+            trace_id: traced
+                .or_else(|| options.trace_id.clone())
+                .unwrap_or_else(new_trace_id),
             client_context: options.client_context.clone(),
             payload,
         }

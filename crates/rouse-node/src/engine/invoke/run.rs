@@ -251,7 +251,8 @@ impl Node {
         };
         let stages = stages(request.received, launched, delivered, done, &runner);
         let duration = done.saturating_duration_since(request.received);
-        counters.answered(path, verdict.error_kind, duration);
+        let error_kind = verdict.error_kind;
+        counters.answered(path, error_kind, duration);
         self.metrics.stages.observe(path, &stages);
         let mut outcome = InvokeOutcome {
             status: 200,
@@ -266,6 +267,9 @@ impl Node {
             trace_id: request.event.trace_id.clone(),
             memory,
         };
+        self.log_invocation(request, &outcome, error_kind);
+        let moments = [request.received, launched, delivered.unwrap_or(done), done];
+        self.trace_invocation(request, &outcome, error_kind, moments);
         let end = End {
             note: verdict.note,
             started: delivered.map_or(Duration::ZERO, |at| at.saturating_duration_since(launched)),
