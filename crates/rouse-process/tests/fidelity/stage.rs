@@ -43,6 +43,15 @@ const IRREVERSIBLE: &[(&str, &str)] = &[
     ("sockets", "remembers connections that it has closed"),
 ];
 
+/// The same where processors have protection keys: a thread ends in the checks, and before them keys are the reason.
+const IRREVERSIBLE_WITH_KEYS: &[(&str, &str)] = &[
+    ("protection", "of its snapshot has ended"),
+    (
+        "protection",
+        "its snapshot has memory under protection keys",
+    ),
+];
+
 /// What one check said.
 pub struct Outcome {
     pub name: String,
@@ -59,16 +68,26 @@ impl Outcome {
     }
 }
 
-/// Why instances of a program cannot be rewound once it has done its checks.
-fn reason_of(name: &str) -> Option<&'static str> {
-    let program = name.split(',').next();
-    let found = (IRREVERSIBLE.iter()).find(|(one, _)| program == Some(*one));
-    found.map(|(_, reason)| *reason)
+/// Why instances of a program cannot be rewound once it has done its checks: one of these.
+fn reasons_of(name: &str) -> impl Iterator<Item = &'static str> {
+    let with_keys = match has_protection_keys() {
+        true => IRREVERSIBLE_WITH_KEYS,
+        false => &[],
+    };
+    let program = name.split(',').next().unwrap_or_default().to_owned();
+    let all = IRREVERSIBLE.iter().chain(with_keys);
+    all.filter(move |(one, _)| *one == program)
+        .map(|(_, reason)| *reason)
+}
+
+fn has_protection_keys() -> bool {
+    let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap();
+    cpus.split_whitespace().any(|flag| flag == "ospke")
 }
 
 fn is_expected(name: &str, outcome: &Outcome) -> bool {
     let why = outcome.failure.as_deref().unwrap_or_default();
-    reason_of(name).is_some_and(|reason| why.contains(reason))
+    reasons_of(name).any(|reason| why.contains(reason))
 }
 
 /// A running launcher and its directory.
@@ -280,7 +299,9 @@ impl Stage {
             // All again, in what has been through all of it.
             let title = format!("{}, rewound", actor.title);
             match self.rewind(title, image, spec, actor.instance).await {
-                Ok(actor) if reason_of(name).is_none() => outcomes.extend(actor.play().await),
+                Ok(actor) if reasons_of(name).next().is_none() => {
+                    outcomes.extend(actor.play().await)
+                }
                 Ok(actor) => {
                     let why = "it was rewound in spite of what it has done".to_owned();
                     outcomes.push(Outcome::new(actor.title, Some(why)));
