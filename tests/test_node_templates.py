@@ -84,12 +84,8 @@ def functions(node):
     return created
 
 
-def parent(function):
-    return function.describe()["snapshot"].get("parent")
-
-
 def test_they_are_made_of_one_template_and_work(functions):
-    parents = {name: parent(function) for name, function in functions.items()}
+    parents = {name: function.parent() for name, function in functions.items()}
     assert all(found and found["pages"] > 0 for found in parents.values()), parents
     assert len({found["template"] for found in parents.values()}) == 1
     assert all(found["template"].startswith("nodejs-") for found in parents.values())
@@ -139,7 +135,7 @@ def test_es_modules(node):
     source = COMMON.replace("WORK", "'module'").replace("exports.handler =", "export const handler =")
     source = "import { createRequire } from 'node:module';\nconst require = createRequire(import.meta.url);\n" + source
     function = node.create({"app.mjs": source}, name="module", **RUNTIME)[0].ready()
-    assert parent(function)
+    assert function.parent()
     for path in PATHS:
         assert function.call({}, path)["work"] == "module"
 
@@ -147,7 +143,7 @@ def test_es_modules(node):
 def test_v8_has_the_heap_of_a_cold_start(node, functions):
     """V8 sizes its heap when it starts: there is a template for each size."""
     small, large = functions["plain"], create(node, "table", called="large", MemorySize=1024).ready()
-    assert parent(large)["template"] != parent(small)["template"]
+    assert large.parent()["template"] != small.parent()["template"]
     for function in (small, large):
         assert function.call({}, "fork")["heap"] == function.call({}, "cold")["heap"]
 
@@ -156,14 +152,14 @@ def test_v8_has_the_heap_of_a_cold_start(node, functions):
 def test_what_the_interpreter_reads_at_its_start_means_a_cold_start(node, variables):
     source = "exports.handler = async () => process.env[%s];" % json.dumps(next(iter(variables)))
     function = node.create({"app.js": source}, **RUNTIME, Environment={"Variables": variables})[0].ready()
-    assert parent(function) is None
+    assert function.parent() is None
     assert [function.call({}, path) for path in PATHS] == [next(iter(variables.values()))] * 3
 
 
 def test_libraries_where_the_linker_looks_mean_a_cold_start(node):
     package = {"app.js": "exports.handler = async () => 1;", "lib/libmine.so.1": "no library"}
     function = node.create(package, **RUNTIME)[0].ready()
-    assert parent(function) is None
+    assert function.parent() is None
     assert function.call({}, "restore") == 1
 
 
@@ -197,6 +193,6 @@ def test_hooks_run(node):
     exports.handler = async () => seen;
     """
     function = node.create({"app.js": source}, **RUNTIME)[0].ready()
-    assert parent(function)
+    assert function.parent()
     for path in ("restore", "fork"):
         assert function.call({}, path) == ["before", "after"]

@@ -86,12 +86,8 @@ def functions(node):
     return created
 
 
-def parent(function):
-    return function.describe()["snapshot"].get("parent")
-
-
 def test_they_are_made_of_one_template_and_work(functions):
-    parents = {name: parent(function) for name, function in functions.items()}
+    parents = {name: function.parent() for name, function in functions.items()}
     assert all(found and found["pages"] > 0 for found in parents.values()), parents
     assert len({found["template"] for found in parents.values()}) == 1
     for name, function in functions.items():
@@ -149,7 +145,7 @@ def test_deltas_are_small(functions, node):
 def test_what_the_interpreter_reads_at_its_start_means_a_cold_start(node, variables):
     source = "import os\ndef handler(event, context): return [os.environ.get(%r), hash('text')]" % next(iter(variables))
     function = node.deploy(python(source), Environment={"Variables": variables}).ready()
-    assert parent(function) is None
+    assert function.parent() is None
     name, value = next(iter(variables.items()))
     answers = [function.call({}, path) for path in PATHS]
     assert [answer[0] for answer in answers] == [value] * 3
@@ -164,10 +160,10 @@ def test_a_package_that_would_change_the_start_starts_from_nothing(node, file):
     function = node.deploy(package)
     # The library is no library: a start from nothing fails where the linker finds it.
     if file.startswith("lib/"):
-        assert parent(function) is None
+        assert function.parent() is None
         return
     function.ready()
-    assert parent(function) is None
+    assert function.parent() is None
     for path in PATHS:
         assert function.call({}, path) == 1
 
@@ -211,7 +207,7 @@ def test_libraries_of_the_template_log_nothing_and_hooks_run(node):
     def handler(event, context): return SEEN
     """
     function = node.deploy(python(source), name="hooks").ready()
-    assert parent(function)
+    assert function.parent()
     for path in ("restore", "fork"):
         assert function.call({}, path) == ["before", "after"]
     assert function.logs().count("init hooks") == 1
@@ -224,13 +220,13 @@ def template_folders(node):
 def test_templates_survive_a_restart_and_are_made_anew_when_gone(own_node):
     node = own_node()
     function = node.deploy(python("def handler(event, context): return 1")).ready()
-    before = parent(function)
+    before = function.parent()
     assert [path.name for path in template_folders(node)] == [before["template"]]
     taken = function.describe()["snapshot"]["taken_at"]
     node.stop()
     node.start()
     function.ready()
-    assert parent(function) == before
+    assert function.parent() == before
     assert function.describe()["snapshot"]["taken_at"] == taken
     assert function.call({}, "restore") == function.call({}, "fork") == 1
     node.stop()
@@ -248,13 +244,13 @@ def test_templates_survive_a_restart_and_are_made_anew_when_gone(own_node):
 def test_templates_can_be_switched_off(own_node):
     node = own_node()
     function = node.deploy(python("def handler(event, context): return 1")).ready()
-    assert parent(function)
+    assert function.parent()
     node.stop()
     node.settings["language_templates"] = "false"
     node.start()
     wait_until(lambda: "reason" in function.snapshot(), "the snapshot is built anew")
     function.ready()
-    assert parent(function) is None
+    assert function.parent() is None
     wait_until(lambda: template_folders(node) == [], lambda: f"there is none: {template_folders(node)}")
     assert function.call({}, "restore") == 1
 

@@ -97,6 +97,10 @@ class Function:
             lambda: f"the snapshot is no longer pending: {self.describe()['snapshot']}",
         )
 
+    def parent(self):
+        """The template of which its snapshot is a delta, as described; None if it is of none."""
+        return self.describe()["snapshot"].get("parent")
+
     def ready(self):
         """Waits for the snapshot, which must exist and be forkable."""
         snapshot = self.snapshot()

@@ -9,9 +9,11 @@
 //! in a sandbox when there are dozens of them. `close_range` copies what stays below its range only.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::fs::{Mode, OFlags};
+
+use super::process::close_range;
 
 /// Numbers that are kept free, low in the table, and `/dev/null` to keep them so.
 #[derive(Debug)]
@@ -45,18 +47,7 @@ impl<const N: usize> Luggage<N> {
         }
         let behind = self.numbers().into_iter().max().unwrap_or(2) + 1;
         // SAFETY: the table that is closed from here on is the caller's own; it vouches for not using the rest.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_close_range,
-                behind,
-                libc::c_uint::MAX,
-                libc::CLOSE_RANGE_UNSHARE,
-            )
-        };
-        if result < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(())
+        unsafe { close_range(behind, libc::CLOSE_RANGE_UNSHARE) }
     }
 
     /// The numbers under which they are taken along.
@@ -71,15 +62,6 @@ impl<const N: usize> Luggage<N> {
         }
         Ok(())
     }
-}
-
-/// The descriptor with this number, in a process that was cloned behind [`Luggage::leave_with`].
-///
-/// # Safety
-/// Nothing else in the calling process owns that number.
-pub unsafe fn take(number: RawFd) -> OwnedFd {
-    // SAFETY: the caller vouches for it.
-    unsafe { OwnedFd::from_raw_fd(number) }
 }
 
 fn put(descriptor: RawFd, place: RawFd) -> io::Result<()> {

@@ -22,19 +22,20 @@ pub fn keep_one_descriptor(descriptor: OwnedFd) -> io::Result<OwnedFd> {
 /// Marks every descriptor from `first` on to be closed by execve (Linux 5.11).
 pub fn close_on_exec_from(first: RawFd) -> io::Result<()> {
     // SAFETY: sets a flag; no descriptor is closed.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_close_range,
-            first,
-            libc::c_uint::MAX,
-            libc::CLOSE_RANGE_CLOEXEC,
-        )
-    };
+    unsafe { close_range(first, libc::CLOSE_RANGE_CLOEXEC) }
+}
+
+/// Does to every descriptor from `first` on what `flags` say (`CLOSE_RANGE_*`).
+///
+/// # Safety
+/// Nobody uses or closes the descriptors that this closes.
+pub(super) unsafe fn close_range(first: RawFd, flags: libc::c_uint) -> io::Result<()> {
+    // SAFETY: the caller vouches for the descriptors; the call takes numbers only.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, flags) };
     if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
+        return Err(io::Error::last_os_error());
     }
+    Ok(())
 }
 
 /// Puts `/dev/null` on descriptors 0, 1 and 2.

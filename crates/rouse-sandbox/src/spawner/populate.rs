@@ -13,7 +13,7 @@
 //! ```
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
@@ -22,7 +22,7 @@ use super::slots::Slot;
 use crate::config::{Limits, SandboxKind};
 use crate::kernel::api_socket::ApiSockets;
 use crate::kernel::clone::{BorrowerStack, CloneRequest, Side, borrow_memory, clone3};
-use crate::kernel::luggage::{self, Luggage};
+use crate::kernel::luggage::Luggage;
 use crate::kernel::{namespace, process, socket};
 use crate::sandbox::Process;
 use crate::{blank, init};
@@ -148,7 +148,7 @@ unsafe fn make_processes(
     // SAFETY: the porter alone uses its memory.
     let init = match unsafe { clone3(&request) }.map_err(explain("make the init process"))? {
         // SAFETY: in the child's table nobody owns the number; what the porter took along had no owner.
-        Side::Child => init::run(unsafe { luggage::take(their_status) }, limits),
+        Side::Child => init::run(unsafe { OwnedFd::from_raw_fd(their_status) }, limits),
         Side::Parent(init) => init,
     };
     made.init = Some(init.pid);
@@ -167,7 +167,7 @@ unsafe fn make_processes(
     // SAFETY: as above.
     match unsafe { clone3(&request) }.map_err(explain("make the blank process"))? {
         // SAFETY: as above.
-        Side::Child => blank::run(unsafe { luggage::take(their_control) }, blank_main),
+        Side::Child => blank::run(unsafe { OwnedFd::from_raw_fd(their_control) }, blank_main),
         Side::Parent(blank) => made.blank = Some(blank.pid),
     }
     Ok(())

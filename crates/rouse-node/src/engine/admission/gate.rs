@@ -216,6 +216,8 @@ impl Drop for StartSlot {
 
 #[cfg(test)]
 mod tests {
+    use tokio::task::JoinHandle;
+
     use super::*;
 
     fn gate(running: u32, queued: u32) -> Gate {
@@ -238,8 +240,8 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(3600);
 
-    #[tokio::test]
-    async fn who_waits_is_let_in_when_another_leaves() {
+    /// A gate with room for one, who is in, and another who waits.
+    async fn with_one_waiting() -> (Gate, Permit, JoinHandle<Result<Permit, NotAdmitted>>) {
         let gate = gate(1, 10);
         let first = gate.enter("f", LONG).await.unwrap();
         let second = tokio::spawn({
@@ -249,6 +251,12 @@ mod tests {
         while gate.counts("f") != (1, 1) {
             tokio::task::yield_now().await;
         }
+        (gate, first, second)
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_let_in_when_another_leaves() {
+        let (gate, first, second) = with_one_waiting().await;
         drop(first);
         let second = second.await.unwrap().unwrap();
         assert_eq!(gate.counts("f"), (0, 1));
@@ -258,15 +266,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_goes_away_leaves_the_queue() {
-        let gate = gate(1, 10);
-        let first = gate.enter("f", LONG).await.unwrap();
-        let second = tokio::spawn({
-            let gate = gate.clone();
-            async move { gate.enter("f", LONG).await.map(drop) }
-        });
-        while gate.counts("f") != (1, 1) {
-            tokio::task::yield_now().await;
-        }
+        let (gate, first, second) = with_one_waiting().await;
         second.abort();
         assert!(second.await.unwrap_err().is_cancelled());
         assert_eq!(gate.counts("f"), (0, 1));
@@ -277,17 +277,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_closed_gate_turns_away_who_waits_and_lets_go_on_who_runs() {
-        let gate = gate(1, 10);
-        let first = gate.enter("f", LONG).await.unwrap();
-        let second = tokio::spawn({
-            let gate = gate.clone();
-            async move { gate.enter("f", LONG).await.map(drop) }
-        });
-        while gate.counts("f") != (1, 1) {
-            tokio::task::yield_now().await;
-        }
+        let (gate, first, second) = with_one_waiting().await;
         gate.close();
-        assert_eq!(second.await.unwrap(), Err(NotAdmitted::Closed));
+        assert_eq!(second.await.unwrap().map(drop), Err(NotAdmitted::Closed));
         assert_eq!(
             gate.enter("f", LONG).await.map(drop),
             Err(NotAdmitted::Closed)

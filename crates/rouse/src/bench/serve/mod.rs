@@ -10,10 +10,11 @@
 //! | [`crowd`] | latency beside many live idle instances |
 //! | [`overhead`] | warm requests, against a [`bare`] HTTP server |
 //!
-//! The last three send their requests by [`lanes`].
+//! The last three send their requests by [`lanes`]; `parked` and `rewind` compare boot paths by [`compared`].
 
 mod bare;
 mod burst;
+mod compared;
 mod crowd;
 mod lanes;
 mod overhead;

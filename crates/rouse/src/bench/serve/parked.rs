@@ -1,6 +1,5 @@
 //! Requests that resume a parked instance, against requests that use an idle one again; and what a parked one costs.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
@@ -9,14 +8,15 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::compared::Paths;
 use crate::bench::functions::{FUNCTIONS, Function};
 use crate::bench::paths::BenchPath;
-use crate::bench::report::Row;
-use crate::bench::run::{self, Plan, Subject};
 use crate::bench::stage::Stage;
 use crate::bench::targets::{Bound, Target, target};
 use crate::output::error::Failed;
 
+/// The paths that are compared.
+const PATHS: [BenchPath; 3] = [BenchPath::Warm, BenchPath::Parked, BenchPath::Restore];
 /// Instances of a function that are to wait.
 pub const WAITING: usize = 2;
 /// How long to wait until they do.
@@ -34,7 +34,7 @@ pub struct Figures {
 #[derive(Debug, Serialize)]
 struct OfFunction {
     name: String,
-    paths: BTreeMap<BenchPath, Row>,
+    paths: Paths,
     /// Bytes charged to the control group of an instance that waits: its pages, page tables, kernel records and its init.
     waiting_bytes: Option<u64>,
     /// Bytes of the pages that a call is known to write.
@@ -57,48 +57,14 @@ fn measure_one(
     n: usize,
     gap: Duration,
 ) -> Result<OfFunction, Failed> {
-    let directory = stage.prepare(function)?;
-    stage.deploy(function, function.name, &directory)?;
-    let paths = [BenchPath::Warm, BenchPath::Parked, BenchPath::Restore];
-    let subject = Subject {
-        endpoint: &stage.session.endpoint,
-        function,
-        floor: None,
-        paths: &paths,
-    };
-    let plan = Plan {
-        requests: n,
-        cold_requests: 0,
-        measurements: 3,
-        gap,
-    };
-    // What is prepared is learnt in the first requests.
-    let learning = Plan {
-        requests: 40,
-        ..plan
-    };
-    let stop = &stage.session.interrupted;
-    let step = stage
-        .progress
-        .spinner(format!("learning {}", function.name));
-    run::measure(&subject, 1, learning, stop, &step)?;
-    step.done("done");
-    let label = format!("{}, parked and warm", function.name);
-    let step = stage
-        .progress
-        .bar(label, run::timed_requests(&paths, 1, plan));
-    let samples = run::measure(&subject, 1, plan, stop, &step)?;
-    step.done("measured");
+    let paths = Paths::measure(stage, function, &PATHS, n, gap)?;
     let waiting_bytes = waiting_bytes(stage, function)?;
     let description = stage.client.describe(function.name)?;
     let written = &description["snapshot"]["working_set"]["predicted_written"];
     stage.client.delete(function.name)?;
     Ok(OfFunction {
         name: function.name.to_owned(),
-        paths: samples
-            .iter()
-            .map(|(path, samples)| (*path, Row::new(1, samples)))
-            .collect(),
+        paths,
         waiting_bytes,
         written_bytes: written.as_u64().map(|pages| pages * PAGE),
     })
@@ -183,11 +149,9 @@ pub fn charged_bytes(pid: i32) -> Option<u64> {
 impl Figures {
     /// Answers that were wrong or did not come.
     pub fn wrong(&self) -> u64 {
-        let rows = self
-            .functions
-            .iter()
-            .flat_map(|function| function.paths.values());
-        rows.map(|row| row.wrong).sum()
+        (self.functions.iter())
+            .map(|function| function.paths.wrong())
+            .sum()
     }
 
     /// The figures for people.
@@ -195,9 +159,7 @@ impl Figures {
         let mut text = String::new();
         for function in &self.functions {
             let _ = writeln!(text, "{}", function.name);
-            for (path, row) in &function.paths {
-                let _ = writeln!(text, "{}", row.line(*path));
-            }
+            text.push_str(&function.paths.lines());
             if let (Some(waiting), Some(written)) = (function.waiting_bytes, function.written_bytes)
             {
                 let _ = writeln!(
@@ -224,13 +186,7 @@ impl Figures {
 impl OfFunction {
     fn targets(&self) -> Vec<Target> {
         let name = &self.name;
-        let ratio = |figure: fn(&Row) -> Option<f64>| {
-            let of = |path| {
-                let row = self.paths.get(&path).and_then(figure);
-                row.ok_or_else(|| format!("no figure for {}", path.name()))
-            };
-            Ok(of(BenchPath::Parked)? / of(BenchPath::Warm)?)
-        };
+        let ratio = |figure| (self.paths).ratio(BenchPath::Parked, BenchPath::Warm, figure);
         #[expect(
             clippy::cast_precision_loss,
             reason = "bytes of one process fit 52 bits"

@@ -1,24 +1,20 @@
 //! Requests that find an instance that was put back to its snapshot, against those that use an idle one again and those
 //! that restore one.
 
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use serde::Serialize;
 
+use super::compared::Paths;
 use crate::bench::functions::{FUNCTIONS, Function};
 use crate::bench::paths::BenchPath;
 use crate::bench::report::Row;
-use crate::bench::run::{self, Plan, Subject};
 use crate::bench::stage::Stage;
 use crate::bench::targets::{Bound, Target, target};
 use crate::output::error::Failed;
 
 /// The paths that are compared.
 const PATHS: [BenchPath; 3] = [BenchPath::Warm, BenchPath::Rewind, BenchPath::Restore];
-/// Requests in which is learnt what calls touch.
-const LEARNING: usize = 40;
 
 /// All functions.
 #[derive(Debug, Serialize)]
@@ -29,7 +25,7 @@ pub struct Figures {
 #[derive(Debug, Serialize)]
 struct OfFunction {
     name: String,
-    paths: BTreeMap<BenchPath, Row>,
+    paths: Paths,
 }
 
 /// Measures each function on all paths in turn. The node must rewind.
@@ -48,57 +44,29 @@ fn measure_one(
     n: usize,
     gap: Duration,
 ) -> Result<OfFunction, Failed> {
-    let directory = stage.prepare(function)?;
-    stage.deploy(function, function.name, &directory)?;
-    let subject = Subject {
-        endpoint: &stage.session.endpoint,
-        function,
-        floor: None,
-        paths: &PATHS,
-    };
-    let plan = Plan {
-        requests: n,
-        cold_requests: 0,
-        measurements: 3,
-        gap,
-    };
-    let learning = Plan {
-        requests: LEARNING,
-        ..plan
-    };
-    let stop = &stage.session.interrupted;
-    let label = format!("{}, rewound, warm and restored", function.name);
-    let step = stage.progress.spinner(label);
-    run::measure(&subject, 1, learning, stop, &step)?;
-    let samples = run::measure(&subject, 1, plan, stop, &step)?;
-    step.done("measured");
+    let paths = Paths::measure(stage, function, &PATHS, n, gap)?;
     stage.client.delete(function.name)?;
     Ok(OfFunction {
         name: function.name.to_owned(),
-        paths: samples
-            .iter()
-            .map(|(path, samples)| (*path, Row::new(1, samples)))
-            .collect(),
+        paths,
     })
 }
 
 impl Figures {
     /// Answers that were wrong or did not come.
     pub fn wrong(&self) -> u64 {
-        let rows = (self.functions.iter()).flat_map(|function| function.paths.values());
-        rows.map(|row| row.wrong).sum()
+        (self.functions.iter())
+            .map(|function| function.paths.wrong())
+            .sum()
     }
 
     /// The figures for people.
     pub fn table(&self) -> String {
-        let mut text = String::new();
-        for function in &self.functions {
-            let _ = writeln!(text, "{}", function.name);
-            for (path, row) in &function.paths {
-                let _ = writeln!(text, "{}", row.line(*path));
-            }
-        }
-        text.trim_end().to_owned()
+        let functions = self.functions.iter();
+        let tables: String = functions
+            .map(|function| format!("{}\n{}", function.name, function.paths.lines()))
+            .collect();
+        tables.trim_end().to_owned()
     }
 
     /// What is asked of them.
@@ -111,13 +79,6 @@ impl Figures {
 
 impl OfFunction {
     fn targets(&self) -> Vec<Target> {
-        let ratio = |one, other, figure: fn(&Row) -> Option<f64>| {
-            let of = |path: BenchPath| {
-                let row = self.paths.get(&path).and_then(figure);
-                row.ok_or_else(|| format!("no figure for {}", path.name()))
-            };
-            Ok(of(one)? / of(other)?)
-        };
         let start = |row: &Row| {
             let mut stages = row.stages_us.iter();
             stages.find(|(name, _)| name == "start").map(|(_, us)| *us)
@@ -127,12 +88,14 @@ impl OfFunction {
             target(
                 format!("{name}: start of rewind p50 / start of restore p50"),
                 Bound::AtMost(0.5),
-                ratio(BenchPath::Rewind, BenchPath::Restore, start),
+                self.paths
+                    .ratio(BenchPath::Rewind, BenchPath::Restore, start),
             ),
             target(
                 format!("{name}: rewind p50 / warm p50"),
                 Bound::AtMost(1.5),
-                ratio(BenchPath::Rewind, BenchPath::Warm, |row| row.p50_us),
+                self.paths
+                    .ratio(BenchPath::Rewind, BenchPath::Warm, |row| row.p50_us),
             ),
         ]
     }
