@@ -1,5 +1,7 @@
 """Instances that are put back to their snapshot between two requests."""
 
+from pathlib import Path
+
 import pytest
 
 from harness.node import wait_until
@@ -79,6 +81,8 @@ def test_what_cannot_be_undone_is_replaced(node):
 
 @pytest.mark.parametrize("language", ["python", "node"])
 def test_rewound_instances_are_distinct(node, language):
+    if language == "node" and "pku" in Path("/proc/cpuinfo").read_text().split():
+        pytest.skip("Node's memory is under protection keys here, with which nothing is rewound (docs/rewind.md)")
     runtime, handler = {"python": ("python3", "app.handler"), "node": ("nodejs", "index.handler")}[language]
     function = node.deploy(folder(EXAMPLES / f"canary-{language}"), runtime, handler).ready()
     answers = []

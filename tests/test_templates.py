@@ -196,6 +196,25 @@ def test_init_fails_as_after_a_cold_start(node, source, text):
     assert reasons[0] == reasons[1]
 
 
+def test_functions_share_what_all_of_them_write(own_node):
+    """Without their template's specimen, functions have the same pages once more each."""
+    node = own_node()
+    source = python("import csv\nTABLE = {i: str(i) for i in range(1000)}\ndef handler(event, context): return TABLE[event['n']]")
+    first = node.deploy(source, name="first").ready()
+    assert first.call({"n": 7}, "restore") == first.call({"n": 7}, "fork") == "7"
+    pages = first.describe()["snapshot"]["saved_pages"]
+    node.stop()
+    shutil.rmtree(template_folders(node)[1])
+    node.start()
+    first.ready()
+    # It relied on pages that are gone, so it was made anew; and with it what it shares.
+    assert "delta" in first.describe()["snapshot"]["reason"]
+    assert first.describe()["snapshot"]["saved_pages"] <= pages * 1.5
+    assert first.call({"n": 8}, "restore") == first.call({"n": 8}, "fork") == "8"
+    whole = [path.name for path in template_folders(node)]
+    assert len(whole) == 2, whole
+
+
 def test_libraries_of_the_template_log_nothing_and_hooks_run(node):
     source = """
     import os
@@ -221,7 +240,9 @@ def test_templates_survive_a_restart_and_are_made_anew_when_gone(own_node):
     node = own_node()
     function = node.deploy(python("def handler(event, context): return 1")).ready()
     before = function.parent()
-    assert [path.name for path in template_folders(node)] == [before["template"]]
+    # With what all its functions have in common.
+    kept = [before["template"], before["template"] + "-specimen"]
+    assert [path.name for path in template_folders(node)] == kept
     taken = function.describe()["snapshot"]["taken_at"]
     node.stop()
     node.start()
@@ -237,7 +258,8 @@ def test_templates_survive_a_restart_and_are_made_anew_when_gone(own_node):
     assert "delta" in found["reason"], found
     assert found["parent"]["template"] == before["template"]
     assert found["taken_at"] != taken
-    wait_until(lambda: len(template_folders(node)) == 1, lambda: f"there is one: {template_folders(node)}")
+    names = lambda: [path.name for path in template_folders(node)]  # noqa: E731
+    wait_until(lambda: names() == kept, lambda: f"both are there: {names()}")
     assert function.call({}, "restore") == function.call({}, "fork") == 1
 
 

@@ -1,10 +1,8 @@
 """Functions' memory moves between tiers while they are called, and what they read stays right."""
 
 import os
-import random
 import signal
 import threading
-import time
 
 import pytest
 import requests
@@ -12,86 +10,7 @@ import requests
 from harness import victims
 from harness.node import PATIENCE, wait_until
 from harness.package import python
-
-MIB = 1 << 20
-PAGE = 4096
-
-# 64 MiB of which every page is another one, and half can be made smaller.
-DATA = python(
-    """
-    import hashlib
-    import random
-    import os
-
-    SEED = int(os.environ["SEED"])
-    PAGES = 16384
-    bits = random.Random(SEED)
-    data = bytearray().join(b"%8d" % page + bits.randbytes(2040) + bytes(2048) for page in range(PAGES))
-    expected = hashlib.blake2b(data).hexdigest()
-    # The same every time, and made without looking at the data again.
-    words = [int.from_bytes(data[page * 4096:page * 4096 + 8], "little") for page in range(PAGES)]
-
-    def handler(event, context):
-        event = event or {}
-        if event.get("all"):
-            assert hashlib.blake2b(data).hexdigest() == expected
-        for page in event.get("pages", ()):
-            assert int.from_bytes(data[page * 4096:page * 4096 + 8], "little") == words[page], page
-        for page in event.get("write", ()):
-            data[page * 4096] ^= 1
-        return [SEED, expected]
-    """
-)
-
-
-def tiers(node):
-    response = requests.get(f"{node.endpoint}/rouse/v1/tiers", timeout=PATIENCE)
-    assert response.status_code == 200, response.text
-    return response.json()
-
-
-def place(function):
-    [found] = [place for place in tiers(function.node)["functions"] if place["name"].split(":")[0] == function.name]
-    return found
-
-
-def wait_for(function, residency):
-    return wait_until(
-        lambda: (lambda found: found if found["residency"] == residency else None)(place(function)),
-        lambda: f"{function.name} is {residency}: {place(function)}",
-    )
-
-
-def deploy(node, number):
-    function = node.deploy(DATA, name=f"data{number}", Environment={"Variables": {"SEED": str(number)}}, MemorySize=512, Timeout=60)
-    function.snapshot()
-    return function
-
-
-def call_concurrently(functions, rounds, whole=False, seed=1):
-    """Calls all functions at the same time, and checks each answer."""
-    wrong = []
-
-    def run(number, function):
-        randomness = random.Random(seed * 1000 + number)
-        expected = None
-        for _ in range(rounds):
-            pages = [randomness.randrange(16384) for _ in range(50)]
-            try:
-                answer = function.call({"all": whole, "pages": pages, "write": pages[:5]})
-                expected = expected or answer
-                assert answer == expected
-            except BaseException as error:
-                wrong.append((function.name, repr(error)))
-                return
-
-    threads = [threading.Thread(target=run, args=(number, function)) for number, function in enumerate(functions)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
-
+from harness.tiers import MIB, call_concurrently, deploy, place, tiers, wait_for
 
 def test_budget_holds_and_answers_stay_right(own_node):
     """Three functions of 64 MiB each, and memory for one and a half."""
@@ -121,21 +40,20 @@ def test_compressed_tier(own_node):
     for function in (first, second):
         function.call({"all": True})
 
-    def compressed():
-        return [found for found in map(place, (first, second)) if found["tier"] == "compressed"]
-
-    found = wait_until(compressed, lambda: f"one of them is compressed: {tiers(node)}")
-    found = found[0]
-    assert 0 < found["compressed_bytes"] < 45 * MIB, found
-    function = first if found["name"] == first.name else second
-
-    def memory():
+    def memory(function):
         return requests.get(f"{node.endpoint}/rouse/v1/functions/{function.name}/memory", timeout=PATIENCE).json()
 
-    # The template and the last instance have to end first.
-    wait_until(lambda: memory()["tiers"].get("compressed", 0) > 10000, lambda: f"its pages are gone: {memory()['tiers']}")
-    memory = memory()
-    assert sum(memory["tiers"].values()) == memory["pool_pages"]
+    def compressed():
+        """Those of which most pages are compressed and nowhere else. Both may be in that tier, and one still have its pages: there is
+        room for one. Template and last instance have to end before pages go."""
+        in_tier = [one for one in (first, second) if place(one)["tier"] == "compressed"]
+        return [one for one in in_tier if memory(one)["tiers"].get("compressed", 0) > 10000]
+
+    [function, *_] = wait_until(compressed, lambda: f"one of them is compressed: {tiers(node)}")
+    found = place(function)
+    assert 0 < found["compressed_bytes"] < 45 * MIB, found
+    report = memory(function)
+    assert sum(report["tiers"].values()) == report["pool_pages"]
     # The packs are not needed any more to bring it back.
     hidden = node.state / "packs.hidden"
     (node.state / "packs").rename(hidden)
@@ -145,25 +63,19 @@ def test_compressed_tier(own_node):
         hidden.rename(node.state / "packs")
 
 
-@pytest.mark.skipif("ROUSE_TESTBED_FAR_NODE" not in os.environ, reason="needs far memory: cargo xtask testbed --numa")
-def test_far_tier(own_node):
-    """What has no place in near memory is on far memory as a whole, and is forked there."""
-    far = os.environ["ROUSE_TESTBED_FAR_NODE"]
-    node = own_node(memory_dram_bytes=100 * MIB, memory_far_node=far, memory_compressed_bytes=0, restore_timeout_s=60)
+def test_huge_pages(own_node):
+    """What is in memory as a whole lies in pages of 2 MiB, and is copied by 4 KiB all the same."""
+    node = own_node(memory_huge_pages="true", memory_dram_bytes=120 * MIB, memory_compressed_bytes=0)
     functions = [deploy(node, number) for number in range(2)]
-    for function in functions:
-        function.call({})
-    found = wait_until(
-        lambda: [found for found in map(place, functions) if found["tier"] == "far"],
-        lambda: f"one of them is on far memory: {tiers(node)}",
-    )[0]
-    # But for what its calls touch.
-    assert found["far_bytes"] > 16 * MIB, found
-    [function] = [function for function in functions if function.name == found["name"]]
-    reply = function.invoke({"all": True})
-    assert reply.error is None and reply.boot == "fork", reply
-    call_concurrently(functions, 2, whole=True)
-    assert tiers(node)["inputs"]["far"]["latency_ns"] > 0
+    functions[0].call({})
+    functions[0].call({})
+    wait_until(lambda: place(functions[0])["huge_bytes"] > 32 * MIB, lambda: f"it has large pages: {place(functions[0])}")
+    for path in ("fork", "restore"):
+        call = {"all": True, "pages": [1, 511, 512, 5000], "write": [0, 511, 512, 1023]}
+        answer = functions[0].call(call, path)
+        assert functions[0].call(call, path) == answer
+    # They come and go with whose turn it is.
+    call_concurrently(functions, 6, whole=True)
 
 
 def test_idle_functions_hold_nothing(own_node):
@@ -257,3 +169,42 @@ def test_command(own_node):
     shown = node.cli("tiers")
     for word in ("dram", "compressed", "disk", "data1", "zstd"):
         assert word in shown.stdout, shown.stdout
+
+
+# 3,000 pages far from one another, each followed by what is nearly as far.
+SPARSE = python(
+    """
+    import mmap
+
+    PAGES = 3000
+    STEP = 100 * mmap.PAGESIZE
+    memory = mmap.mmap(-1, PAGES * STEP, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for page in range(PAGES):
+        memory[page * STEP:page * STEP + 8] = (page + 1).to_bytes(8, "little")
+
+    def handler(event, context):
+        for page in range(PAGES):
+            begin = page * STEP
+            assert int.from_bytes(memory[begin:begin + 8], "little") == page + 1, page
+            assert not any(memory[begin + mmap.PAGESIZE:begin + mmap.PAGESIZE + 64]), page
+        for page in (event or {}).get("write", ()):
+            memory[page * STEP:page * STEP + 8] = bytes(8)
+        with open("/proc/self/maps") as maps:
+            return len(maps.readlines())
+    """
+)
+
+
+def test_sparse_memory_takes_few_mappings(own_node):
+    """However many pieces there are, instances have at most 1,024 runs mapped, of two mappings each."""
+    node = own_node(memory_idle_s=1)
+    function = node.deploy(SPARSE, MemorySize=512, Timeout=60)
+    assert function.snapshot()["state"] == "ready"
+    few = function.call({}, "cold") + 2 * 1024
+    for path in ("restore", "fork", "restore"):
+        # Each time other pages are written, which must not be seen the next time.
+        for first in range(0, 40, 10):
+            assert function.call({"write": list(range(first, 3000, 40))}, path) <= few, path
+    # With pages that are absent, too.
+    wait_for(function, "stored")
+    assert function.call({}, "restore") <= few

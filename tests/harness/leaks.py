@@ -91,6 +91,15 @@ def descriptors(pids):
     return found
 
 
+def anonymous_kib(pid):
+    """Anonymous memory of a process, KiB."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1])
+    return 0
+
+
 def held(node):
     """How much a running node holds: grows while functions exist, and must come back when they are gone."""
     seen = 0

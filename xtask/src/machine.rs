@@ -19,6 +19,7 @@ const NEEDS: &[(&str, &[&str], &[&str])] = &[
     ("unshare", &["--version"], &["util-linux"]),
     ("mkfs.ext4", &["-V"], &["e2fsprogs"]),
     ("curl", &["--version"], &["curl"]),
+    ("mkfs.erofs", &["--help"], &["erofs-utils"]),
 ];
 
 /// Installs what is missing. Does nothing on a machine that is ready.

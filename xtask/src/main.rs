@@ -4,6 +4,7 @@
 
 mod hardware;
 mod machine;
+mod machine_image;
 mod step;
 mod testbed;
 
@@ -18,7 +19,8 @@ const USAGE: &str = "usage: cargo xtask COMMAND
 
   test [PYTEST-ARGUMENTS]   install what the tests need, then formatting, lints, unit, property and integration tests,
                             and those that need rare hardware in the test bed
-  hardware                  only those that need rare hardware
+  hardware [SUITE...]       only those that need rare hardware: all, or some of far, fidelity, microvm, function, state,
+                            and integration tests as pytest names them
   setup                     only install what the tests need
   testbed [OPTIONS] -- COMMAND...
                             run a command on an emulated machine with hardware that this one lacks (--help tells more)
@@ -28,7 +30,7 @@ fn main() -> ExitCode {
     let mut arguments = env::args().skip(1);
     let result = match arguments.next().as_deref() {
         Some("test") => test(&arguments.collect::<Vec<_>>()),
-        Some("hardware") => hardware(),
+        Some("hardware") => hardware(&arguments.collect::<Vec<_>>()),
         Some("setup") => machine::prepare(&root()).map_err(HardwareError::from),
         Some("testbed") => return testbed::main(&root(), env::args_os().skip(2)),
         _ => {
@@ -93,7 +95,7 @@ fn test(pytest_arguments: &[String]) -> Result<(), HardwareError> {
         integration = integration.env(*name, value);
     }
     integration.current_dir(&root).privileged().run()?;
-    hardware::test(&root, &node)
+    hardware::test(&root, &node, &[])
 }
 
 /// Builds what integration tests run, and returns the variables by which they find it.
@@ -126,10 +128,10 @@ fn cargo(root: &Path, name: &'static str, arguments: &[&str]) -> Step {
         .args(arguments)
 }
 
-fn hardware() -> Result<(), HardwareError> {
+fn hardware(suites: &[String]) -> Result<(), HardwareError> {
     let root = root();
     machine::prepare(&root)?;
-    hardware::test(&root, &build_node(&root)?)
+    hardware::test(&root, &build_node(&root)?, suites)
 }
 
 /// Prints an error with its causes.

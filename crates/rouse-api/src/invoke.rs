@@ -12,7 +12,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rouse_node::engine::invoke::MAX_PAYLOAD;
 use rouse_node::traces::context::TraceContext;
-use rouse_node::{BootPath, InvokeOptions, InvokeOutcome, MemoryUse, Node, Refusal, Stage};
+use rouse_node::{
+    BootPath, InstanceId, InvokeOptions, InvokeOutcome, MemoryUse, Node, Refusal, Stage,
+};
 
 use crate::errors::Refused;
 use crate::extract::{self, Target};
@@ -28,6 +30,7 @@ const LOG_RESULT: HeaderName = HeaderName::from_static("x-amz-log-result");
 const EXECUTED_VERSION: HeaderName = HeaderName::from_static("x-amz-executed-version");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 const BOOT: HeaderName = HeaderName::from_static("x-rouse-boot");
+const INSTANCE: &str = "x-rouse-instance";
 const MEASURE: &str = "x-rouse-measure";
 const MEMORY: HeaderName = HeaderName::from_static("x-rouse-memory");
 
@@ -47,6 +50,12 @@ pub async fn invoke(
         }
         "Event" => {
             let payload = payload(body).await?;
+            if options.instance.is_some() {
+                // It would be delivered again after the instance is gone.
+                return Err(Refused(Refusal::InvalidParameterValue(
+                    "An event that is only queued cannot name its instance.".into(),
+                )));
+            }
             let id = node
                 .invoke_event(&target, payload, options.client_context)
                 .await?;
@@ -111,6 +120,17 @@ fn options(headers: &HeaderMap) -> Result<InvokeOptions, Refused> {
             })?)
         }
     };
+    let instance = text(headers, INSTANCE)?
+        .map(|name| {
+            let id = name.parse::<InstanceId>();
+            id.map_err(|error| Refusal::InvalidParameterValue(format!("{name:?}: {error}.")))
+        })
+        .transpose()?;
+    if instance.is_some() && boot.is_some_and(|path| path != BootPath::Warm) {
+        return Err(Refused(Refusal::InvalidParameterValue(
+            "A request that names its instance can take no other boot path than warm.".into(),
+        )));
+    }
     let measure_memory = match text(headers, MEASURE)? {
         None => false,
         Some("memory") => true,
@@ -137,6 +157,7 @@ fn options(headers: &HeaderMap) -> Result<InvokeOptions, Refused> {
         trace_id,
         trace_parent,
         request_id: None,
+        instance,
     })
 }
 

@@ -11,6 +11,7 @@ mod control;
 mod errors;
 mod events;
 mod extract;
+mod instances;
 mod invoke;
 mod own;
 mod routes;

@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use rouse_node::Node;
 
-use crate::{control, errors, events, invoke, own, serving};
+use crate::{control, errors, events, instances, invoke, own, serving};
 
 /// Carries the id of the request in every answer.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
@@ -133,6 +133,16 @@ fn api() -> Router<Arc<Node>> {
             "/rouse/v1/functions/{function}/rollback",
             post(own::rollback),
         )
+        .route(
+            "/rouse/v1/functions/{function}/instances",
+            post(instances::start),
+        )
+        .route("/rouse/v1/instances", get(instances::list))
+        .route(
+            "/rouse/v1/instances/{id}",
+            get(instances::one).delete(instances::end),
+        )
+        .route("/rouse/v1/instances/{id}/fork", post(instances::fork))
         .route("/rouse/v1/tiers", get(own::tiers))
         .route("/rouse/v1/packages/{sha256}", get(own::package))
 }

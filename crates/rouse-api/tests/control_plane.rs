@@ -23,7 +23,7 @@ use tower::ServiceExt;
 struct NoSandboxes;
 
 fn refused<'a, T: 'a + Send>() -> BoxFuture<'a, Result<T, BootError>> {
-    Box::pin(async { Err(BootError("no sandbox could be made".into())) })
+    Box::pin(async { Err(BootError::new("no sandbox could be made")) })
 }
 
 impl Boot for NoSandboxes {

@@ -11,7 +11,8 @@ pub fn machine() -> Result<String, String> {
     let release = rustix::system::uname();
     let processors = thread::available_parallelism()
         .map_err(|error| format!("cannot count the processors: {error}"))?;
-    let memory = memory_mib(&read("/proc/meminfo")?)
+    let memory = kib(&read("/proc/meminfo")?, "MemTotal:")
+        .map(|kib| kib / 1024)
         .ok_or_else(|| "the kernel does not tell its memory".to_owned())?;
     let clock = read("/sys/devices/system/clocksource/clocksource0/current_clocksource")?;
     Ok(format!(
@@ -25,13 +26,10 @@ fn read(path: &str) -> Result<String, String> {
     fs::read_to_string(path).map_err(|error| format!("cannot read {path}: {error}"))
 }
 
-/// From the first line of `/proc/meminfo`.
-fn memory_mib(meminfo: &str) -> Option<u64> {
-    let line = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemTotal:"))?;
-    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
-    Some(kib / 1024)
+/// The number in the line of `/proc/meminfo` that begins with `name`.
+pub fn kib(meminfo: &str, name: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
+    line.trim().strip_suffix(" kB")?.parse().ok()
 }
 
 #[cfg(test)]
@@ -40,11 +38,10 @@ mod tests {
 
     #[test]
     fn the_memory_is_read_from_its_line() {
-        assert_eq!(
-            memory_mib("MemTotal:         489216 kB\nMemFree: 1 kB\n"),
-            Some(477)
-        );
-        assert_eq!(memory_mib("MemTotal: many kB\n"), None);
-        assert_eq!(memory_mib(""), None);
+        let meminfo = "MemTotal:         489216 kB\nMemFree: 1 kB\n";
+        assert_eq!(kib(meminfo, "MemTotal:"), Some(489_216));
+        assert_eq!(kib(meminfo, "MemFree:"), Some(1));
+        assert_eq!(kib("MemTotal: many kB\n", "MemTotal:"), None);
+        assert_eq!(kib("", "MemTotal:"), None);
     }
 }

@@ -2,6 +2,9 @@
 //!
 //! Both machines that this repository boots begin so: the microVM, with `rouse-guest` in it, and the test bed.
 
+pub mod modules;
+pub mod tool;
+
 /// A cpio archive in the form that the kernel reads ("newc"). It is not compressed.
 #[derive(Debug, Default)]
 pub struct Archive {

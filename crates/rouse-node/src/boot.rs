@@ -1,41 +1,71 @@
 //! What the node needs from a kind of sandbox: start instances, take snapshots.
 //!
 //! The node knows instances only by these traits. [`rouse_process::launcher::Launcher`] is the kind for
-//! processes (`process`); a kind for microVMs implements the same.
+//! processes (`process`), [`microvm::MicroVms`] that for virtual machines. A node has [`Sandboxes`].
 
+mod by_kind;
+pub mod microvm;
+mod parked;
 mod process;
+mod sandboxes;
 
 use std::any::Any;
 use std::future::Future;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rouse_pool::NumaNode;
+use rouse_pool::FarMemory;
 use rouse_pool::cost::CostInputs;
-use rouse_pool::keeper::PagerStats;
+use rouse_pool::keeper::{PageFault, PagerStats};
 use rouse_process::instance::{BootPath, ExitReason, Failure, LaunchSpec, MemoryUse, Stage};
 use rouse_process::launcher::{CheckpointReport, Residency, StockCounts};
 use rouse_process::memory_report::MemoryReport;
 use rouse_process::working_set::WorkingSetReport;
-use tokio::sync::watch;
+use tokio::sync::{Notify, RwLock, mpsc, watch};
 
 use crate::refusal::chain;
+
+pub(crate) use by_kind::ByKind;
+pub use parked::ParkedStream;
+pub use sandboxes::Sandboxes;
 
 /// A boxed future: one allocation for a boot, which makes the trait usable as an object.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Why an instance could not be started, or a snapshot not be taken or loaded: the whole chain of causes.
 #[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
-#[error("{0}")]
-pub struct BootError(pub String);
+#[error("{reason}")]
+pub struct BootError {
+    /// In words.
+    pub reason: String,
+    /// Something that was needed was killed or short. That says nothing about the snapshot; another attempt may succeed.
+    pub is_from_outside: bool,
+}
 
 impl BootError {
+    /// Because of what was to be started, or nobody knows why.
+    pub fn new(reason: impl Into<String>) -> Self {
+        Self {
+            reason: reason.into(),
+            is_from_outside: false,
+        }
+    }
+
+    /// Because of something else.
+    pub fn from_outside(reason: impl Into<String>) -> Self {
+        Self {
+            reason: reason.into(),
+            is_from_outside: true,
+        }
+    }
+
     fn from_error(error: &dyn std::error::Error) -> Self {
-        BootError(chain(error))
+        Self::new(chain(error))
     }
 }
 
@@ -65,6 +95,10 @@ pub trait Live: Any + Send + Sync {
     fn has_run(&self) -> bool {
         true
     }
+    /// Could pages of it not be filled, of which it may have ended or failed? To be asked when it has.
+    fn page_fault(&self) -> BoxFuture<'_, Option<PageFault>> {
+        Box::pin(std::future::ready(None))
+    }
     /// Counts an answer, and says whether [`learn`](Self::learn) is to be called before the instance is killed.
     fn is_to_be_observed(&self) -> bool {
         false
@@ -72,6 +106,24 @@ pub trait Live: Any + Send + Sync {
     /// Takes note of what a restored instance has touched until it answered, for later boots. Blocks for a millisecond
     /// or so.
     fn learn(&self) {}
+    /// It was killed when it touched memory: was far memory to blame, and why? Then no other is started there any more.
+    /// May take as long as reading all that it had mapped there.
+    fn verify_far(&self) -> BoxFuture<'_, Option<String>> {
+        Box::pin(async { None })
+    }
+
+    /// The same, of an instance that has run nobody's invocation, but a rehearsal of one: its snapshot's pages are stored in
+    /// the order in which calls will most likely need them. Blocks for as long as storing takes.
+    fn learn_rehearsed(&self) {}
+}
+
+/// Where the connections of an instance's runtime come from.
+#[derive(Debug)]
+pub enum ApiListener {
+    /// A listener in the sandbox.
+    Loopback(TcpListener),
+    /// Whoever carries them there.
+    Carried(mpsc::Receiver<UnixStream>),
 }
 
 /// An instance just started, and the node's ends of its channels.
@@ -80,10 +132,10 @@ pub struct Booted {
     pub live: Box<dyn Live>,
     /// How it was started.
     pub path: BootPath,
-    /// The runtime API's listener in the sandbox.
-    pub listener: Option<TcpListener>,
+    /// Where its runtime connects to the API.
+    pub listener: Option<ApiListener>,
     /// For copies of a snapshot: the connection on which the parked request waits for its answer.
-    pub parked: Option<TcpStream>,
+    pub parked: Option<ParkedStream>,
     /// Reading end of the function's standard output and error.
     pub log: Option<OwnedFd>,
     /// Becomes `Some` when the function's first process has ended.
@@ -101,6 +153,28 @@ pub struct LoadedImage {
     pub mapped_pages: u64,
     /// Of these, pages that are mapped from the snapshot that this one is a delta of.
     pub parent_pages: u64,
+    /// Held for reading by whoever needs all of its pages to stay in memory, for writing while they leave it.
+    pub stays: Arc<RwLock<()>>,
+}
+
+/// What copies of a live instance are made of.
+#[derive(Clone)]
+pub struct Branch {
+    /// Lives in memory, as long as an instance that was made of it.
+    pub image: LoadedImage,
+    /// What it took to take it.
+    pub report: CheckpointReport,
+}
+
+/// Why copies of a live instance cannot be made.
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
+pub enum BranchError {
+    /// It goes on as if nothing had been.
+    #[error("{0}")]
+    Refused(String),
+    /// It has ended, or cannot go on.
+    #[error("{0}")]
+    Ended(String),
 }
 
 /// What an image holds where.
@@ -110,6 +184,8 @@ pub struct ImageUse {
     pub resident_pages: u64,
     /// Of these, pages that lie on far memory.
     pub far_pages: u64,
+    /// Pages that lie in pages of 2 MiB.
+    pub huge_pages: u64,
     /// Pages that stay as long as the image is loaded.
     pub wired_pages: u64,
     /// Pages that a call touches, as far as it is known.
@@ -122,6 +198,13 @@ pub struct ImageUse {
 
 /// A kind of sandbox.
 pub trait Boot: Send + Sync + 'static {
+    /// Why a function with so much memory cannot be run, if so.
+    ///
+    /// # Errors
+    /// The reason.
+    fn fits(&self, _memory_mib: u32) -> Result<(), BootError> {
+        Ok(())
+    }
     /// Starts the runtime from nothing.
     fn cold<'a>(&'a self, spec: &'a LaunchSpec) -> BoxFuture<'a, Result<Booted, BootError>>;
     /// Starts an instance from the snapshot, in a blank process.
@@ -130,7 +213,7 @@ pub trait Boot: Send + Sync + 'static {
         image: &'a LoadedImage,
         spec: &'a LaunchSpec,
     ) -> BoxFuture<'a, Result<Booted, BootError>>;
-    /// The same, for invocations: what it touches may be watched, and then no snapshot can be taken of it.
+    /// The same, for invocations: what it touches may be watched.
     fn restore_to_invoke<'a>(
         &'a self,
         image: &'a LoadedImage,
@@ -159,6 +242,10 @@ pub trait Boot: Send + Sync + 'static {
     fn parked_count(&self, _image: &LoadedImage) -> usize {
         0
     }
+    /// Can instances of this snapshot be put back to it?
+    fn can_rewind(&self, _image: &LoadedImage) -> bool {
+        true
+    }
     /// Puts an instance of a snapshot that has answered back to it, and keeps it for a later request: for `keep`, beside
     /// at most `most - 1` others. The node serves none of its channels any more. After an error it has been ended.
     fn rewind<'a>(
@@ -167,7 +254,7 @@ pub trait Boot: Send + Sync + 'static {
         _most: usize,
         _keep: Duration,
     ) -> BoxFuture<'a, Result<(), BootError>> {
-        Box::pin(async { Err(BootError("this kind of sandbox cannot be rewound".into())) })
+        Box::pin(async { Err(BootError::new("this kind of sandbox cannot be rewound")) })
     }
     /// Takes an instance that was rewound and kept, if there is one.
     fn rewound(
@@ -191,6 +278,17 @@ pub trait Boot: Send + Sync + 'static {
         spec: &'a LaunchSpec,
         dir: &'a Path,
     ) -> BoxFuture<'a, Result<CheckpointReport, BootError>>;
+    /// Takes a snapshot in memory of an instance that waits for its next event on the connection from `parked_port`, and
+    /// goes on.
+    fn branch<'a>(
+        &'a self,
+        _live: &'a dyn Live,
+        _parked_port: u16,
+        _spec: &'a LaunchSpec,
+    ) -> BoxFuture<'a, Result<Branch, BranchError>> {
+        let reason = "this kind of sandbox cannot be copied while it lives";
+        Box::pin(async move { Err(BranchError::Refused(reason.into())) })
+    }
     /// Can processes be snapshotted that run no function yet?
     fn has_templates(&self) -> bool {
         false
@@ -203,8 +301,20 @@ pub trait Boot: Send + Sync + 'static {
         _spec: &'a LaunchSpec,
         _dir: &'a Path,
     ) -> BoxFuture<'a, Result<CheckpointReport, BootError>> {
-        Box::pin(async { Err(BootError("this kind of sandbox has no templates".into())) })
+        Box::pin(async { Err(BootError::new("this kind of sandbox has no templates")) })
     }
+    /// The same, of an instance that was started of a template, without a function.
+    fn checkpoint_specimen<'a>(
+        &'a self,
+        _live: Box<dyn Live>,
+        _parked_port: u16,
+        _spec: &'a LaunchSpec,
+        _dir: &'a Path,
+    ) -> BoxFuture<'a, Result<CheckpointReport, BootError>> {
+        Box::pin(async { Err(BootError::new("there are no templates")) })
+    }
+    /// What is made of a template from now on does not save pages that the specimen has, as long as that is loaded.
+    fn share_specimen(&self, _template: &LoadedImage, _specimen: &LoadedImage) {}
     /// Is a restore of this image to be preferred to a fork just now? Only in a restore can be seen which pages are
     /// really needed.
     fn prefers_restore(&self, _image: &LoadedImage) -> bool {
@@ -244,19 +354,19 @@ pub trait Boot: Send + Sync + 'static {
     fn pager_stats(&self) -> Option<PagerStats> {
         None
     }
+    /// Heard whenever there is no memory for a page that somebody waits for.
+    fn shortage(&self) -> Arc<Notify> {
+        Arc::default()
+    }
     /// What makes the image useless, if something was found.
     fn problem(&self, _image: &LoadedImage) -> Option<String> {
         None
     }
-    /// Ready with it as soon as something is found; never if nothing is.
-    fn problem_found<'a>(&'a self, _image: &'a LoadedImage) -> BoxFuture<'a, String> {
-        Box::pin(std::future::pending())
-    }
-    /// Brings all pages into memory, to stay: to near memory, or to that node but for those that calls touch.
+    /// Brings all pages into memory, to stay: to near memory, or to far memory but for those that calls touch.
     fn make_resident<'a>(
         &'a self,
         _image: &'a LoadedImage,
-        _far: Option<NumaNode>,
+        _far: Option<FarMemory>,
     ) -> BoxFuture<'a, Result<(), BootError>> {
         Box::pin(async { Ok(()) })
     }
@@ -268,6 +378,10 @@ pub trait Boot: Send + Sync + 'static {
         _compressed: bool,
     ) -> BoxFuture<'a, Result<u64, BootError>> {
         Box::pin(async { Ok(0) })
+    }
+    /// Why its pages had to leave far memory, the last time they had to.
+    fn far_problem(&self, _image: &LoadedImage) -> Option<String> {
+        None
     }
     /// What the snapshot's memory is made of. Blocks for a millisecond or so.
     fn memory(&self, _image: &LoadedImage) -> Option<MemoryReport> {

@@ -51,6 +51,10 @@ pub struct NodeConfig {
     pub keep_alive_histogram: bool,
     /// Idle instances kept for one function.
     pub max_idle: usize,
+    /// Instances that may be held for who knows their names, on the whole node.
+    pub held_max: usize,
+    /// Seconds that such an instance is held without an event, if nothing else was said.
+    pub held_keep_alive_s: u64,
     /// Whether instances that are not to be used again as they are, are put back to their snapshot and then used again.
     pub rewind: bool,
     /// Instances that wait, parked, for the requests of each function that has all its pages in memory, at least.
@@ -77,6 +81,10 @@ pub struct NodeConfig {
     pub snapshot_margin_percent: u32,
     /// Versions of a function's snapshot that are kept, the one in use included.
     pub snapshot_versions: usize,
+    /// The prepared kernel of microVMs, a directory; without it there are none.
+    pub microvm_kernel: Option<PathBuf>,
+    /// The image of their root; without it there are none.
+    pub microvm_root: Option<PathBuf>,
     /// May functions open connections to the outside? They never reach the host's own loopback.
     pub outbound_network: bool,
     /// Processes and threads of one instance.
@@ -116,7 +124,7 @@ impl Default for NodeConfig {
             queue_total: 1000,
             queue_wait_s: 10,
             max_starts: 0,
-            admission_cpu_percent: 400,
+            admission_cpu_percent: 200,
             admission_memory_bytes: 0,
             max_async_concurrency: 32,
             boot: BootPolicy::Fresh,
@@ -124,6 +132,8 @@ impl Default for NodeConfig {
             keep_alive_s: 60,
             keep_alive_histogram: false,
             max_idle: 16,
+            held_max: 1000,
+            held_keep_alive_s: 600,
             rewind: false,
             parked_min: 0,
             parked_max: 0,
@@ -136,6 +146,8 @@ impl Default for NodeConfig {
             snapshot_auto_after: 100,
             snapshot_margin_percent: 10,
             snapshot_versions: 3,
+            microvm_kernel: None,
+            microvm_root: None,
             outbound_network: false,
             pids: 1024,
             max_zip_bytes: 52_428_800,
@@ -158,9 +170,13 @@ impl Default for NodeConfig {
 pub struct MemorySettings {
     /// Bytes of pages in DRAM; 0 for a quarter of the host's memory.
     pub dram_bytes: u64,
+    /// Whether functions' pages that are all in near memory get the form of pages of 2 MiB.
+    pub huge_pages: bool,
     /// NUMA node of far memory, if there is one.
     pub far_node: Option<u32>,
-    /// Bytes of pages in far memory; 0 for three quarters of what the node has.
+    /// Directory of far memory, best on a DAX mount, if there is one.
+    pub far_dir: Option<PathBuf>,
+    /// Bytes of pages in far memory; 0 for three quarters of what it has.
     pub far_bytes: u64,
     /// Bytes of compressed pieces in DRAM; 0 switches this tier off.
     pub compressed_bytes: u64,
@@ -170,18 +186,23 @@ pub struct MemorySettings {
     pub idle_s: u64,
     /// Whether pages are moved by how often functions are called. Without it nothing moves but what a call brings in.
     pub managed: bool,
+    /// Whether it is recorded in which order functions first touch their pages, when nothing is prepared for a boot.
+    pub record_order: bool,
 }
 
 impl Default for MemorySettings {
     fn default() -> Self {
         Self {
             dram_bytes: 0,
+            huge_pages: false,
             far_node: None,
+            far_dir: None,
             far_bytes: 0,
             compressed_bytes: 1 << 30,
             parked_bytes: 256 << 20,
             idle_s: 600,
             managed: true,
+            record_order: false,
         }
     }
 }

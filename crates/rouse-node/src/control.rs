@@ -74,6 +74,7 @@ impl Node {
                 request.settings.rouse_serving.as_ref(),
             )?,
         };
+        self.check_sandbox(&record)?;
         let _changes = self.changes.lock().await;
         self.check_free(&target.name)?;
         let (record, version) = first_version(record, request.publish == Some(true));
@@ -132,6 +133,7 @@ impl Node {
             serving: patched(&old.serving, request.settings.rouse_serving.as_ref())?,
             ..changed(&old)
         };
+        self.check_sandbox(&record)?;
         self.change(&function, record, pin, false).await
     }
 

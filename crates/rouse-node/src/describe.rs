@@ -57,6 +57,8 @@ pub struct Instances {
     pub idle: usize,
     /// Made ahead, waiting for their one request.
     pub parked: usize,
+    /// Held for who knows their names, and waiting.
+    pub held: usize,
 }
 
 /// A function's snapshot.
@@ -73,6 +75,9 @@ pub struct SnapshotDescription {
     /// Why the function is not forked, if so.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fork_problem: Option<String>,
+    /// Why its pages had to leave far memory, the last time they had to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub far_problem: Option<String>,
     /// The request in which the runtime was parked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub point: Option<&'static str>,
@@ -163,6 +168,12 @@ impl Node {
         }
     }
 
+    /// Instances of a function that start, answer or end now.
+    pub(crate) fn busy_of(&self, function: &Function) -> usize {
+        let (_, waiting) = self.instances.held_of(&function.key);
+        function.busy_count().saturating_sub(waiting)
+    }
+
     /// Instances of a function that exist now.
     pub(crate) fn instances_of(&self, function: &Function) -> Instances {
         let revision = function.serving();
@@ -171,9 +182,10 @@ impl Node {
             _ => 0,
         });
         Instances {
-            busy: function.busy_count(),
+            busy: self.busy_of(function),
             idle: function.idle_count(),
             parked,
+            held: self.instances.held_of(&function.key).1,
         }
     }
 
@@ -200,6 +212,7 @@ impl Node {
                 fork_problem: revision
                     .as_ref()
                     .and_then(|revision| revision.fork_problem()),
+                far_problem: self.boot.far_problem(&ready.image),
                 point: Some(ready.record.point.name()),
                 taken_at: Some(rfc3339_ms(ready.record.taken_at_ms)),
                 pages: Some(ready.image.mapped_pages),

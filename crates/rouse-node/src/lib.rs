@@ -14,6 +14,7 @@
 //! | [`templates`] | started interpreters that functions are made of |
 //! | [`versions`] | when snapshots are taken, which one is used, which are kept |
 //! | [`residency`] | which functions' memory is in DRAM |
+//! | [`instances`] | instances that can be named: forked, given an event, ended |
 //! | [`serving`] | what may be decided about the serving of each function |
 //! | [`events`] | asynchronous invocations |
 //! | [`runtime_api`] | the API that runtimes call |
@@ -29,6 +30,7 @@ pub mod describe;
 pub mod engine;
 pub mod events;
 pub mod function;
+pub mod instances;
 pub mod logs;
 pub mod metrics;
 pub mod node;
@@ -47,8 +49,9 @@ pub use config::{BootPolicy, ConfigError, Interpreters, MemorySettings, NodeConf
 pub use engine::invoke::{InvokeOptions, InvokeOutcome};
 pub use function::arn::FunctionRef;
 pub use function::snapshot_point::{PointPolicy, SnapshotPointSettings};
+pub use instances::InstanceId;
 pub use node::{Node, NodeError};
 pub use refusal::Refusal;
 pub use rouse_process::instance::{BootPath, MemoryUse, Stage};
-pub use serving::policy::{Isolation, KeepAlive, OnDisconnect, ServingPolicy};
+pub use serving::policy::{Isolation, KeepAlive, OnDisconnect, SandboxChoice, ServingPolicy};
 pub use traces::TraceSettings;

@@ -7,6 +7,7 @@
 //! snapshots/<function>/<revision>/   one snapshot
 //! snapshots/@templates/<template>/   a language template
 //! no-package/                        empty: the package of a template
+//! specimen-package/                  two lines: the package of what its functions have in common
 //! packs/, dictionaries/              the pages of all snapshots
 //! node.key                           signs manifests, names pages
 //! logs/<function>.log                what functions print
@@ -24,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex, Semaphore, mpsc};
 
-use crate::boot::Boot;
+use crate::boot::{Boot, BootError, ByKind, Sandboxes};
 use crate::config::{ConfigError, NodeConfig};
 use crate::engine::admission::Gate;
 use crate::engine::build::{self, Occasion};
@@ -35,6 +36,7 @@ use crate::engine::parking;
 use crate::events::{self, EventSender};
 use crate::function::arn::{FunctionRef, LATEST, function_arn};
 use crate::function::record::{FunctionRecord, SnapshotRecord, State, directory_name, key};
+use crate::instances::Roster;
 use crate::logs::files::LogFiles;
 use crate::logs::limit::RateLimit;
 use crate::metrics::Metrics;
@@ -44,6 +46,7 @@ use crate::residency::{self, ResidencyPolicy};
 use crate::serving::keep_alive::Windows;
 use crate::serving::policy::KeepAlive;
 use crate::store::{Store, StoreError};
+use crate::templates::specimen::specimen_name;
 use crate::templates::{FOLDER, Templates};
 use crate::traces::Traces;
 use crate::versions::history::History;
@@ -78,13 +81,20 @@ pub enum NodeError {
 /// A node. All methods can be called from many tasks at once.
 pub struct Node {
     pub(crate) config: NodeConfig,
+    /// Processes: the kind that keeps snapshots.
     pub(crate) boot: Arc<dyn Boot>,
+    /// All kinds.
+    pub(crate) sandboxes: Sandboxes,
     pub(crate) store: Arc<Store>,
     pub(crate) packages: Arc<PackageStore>,
     pub(crate) logs: LogFiles,
     functions: RwLock<HashMap<String, Arc<Function>>>,
     /// Held by whoever changes functions, from the check until the change is stored. Invocations never take it.
     pub(crate) changes: Mutex<()>,
+    /// Instances that can be named.
+    pub(crate) instances: Arc<Roster>,
+    /// Held by whoever makes instances that are held.
+    pub(crate) holding: Mutex<()>,
     /// Lets invocations in.
     pub(crate) gate: Gate,
     /// One for each snapshot that is being taken or loaded.
@@ -116,7 +126,11 @@ const ENDED_LOG_RATE: u32 = 10;
 
 impl Node {
     /// Opens the state directory and starts the background work. Must be called inside a Tokio runtime.
-    pub fn start(config: NodeConfig, boot: impl Boot) -> Result<Arc<Self>, NodeError> {
+    pub fn start(
+        config: NodeConfig,
+        sandboxes: impl Into<Sandboxes>,
+    ) -> Result<Arc<Self>, NodeError> {
+        let sandboxes = sandboxes.into();
         config.validate()?;
         let failed = |path: &Path| {
             let path = path.to_owned();
@@ -160,12 +174,15 @@ impl Node {
         let (garbage, garbage_receiver) = mpsc::channel(1);
         let (event_sender, event_receiver) = mpsc::unbounded_channel();
         let node = Arc::new(Node {
-            boot: Arc::new(boot),
+            boot: Arc::new(ByKind(sandboxes.clone())),
+            sandboxes,
             store: Arc::new(store),
             packages: Arc::new(packages),
             logs,
             functions: RwLock::default(),
             changes: Mutex::new(()),
+            instances: Arc::default(),
+            holding: Mutex::new(()),
             gate: Gate::new(config.capacity()),
             builds: Semaphore::new(config.max_builds),
             templates: Templates::default(),
@@ -187,7 +204,10 @@ impl Node {
         let current = snapshots.iter().map(|(key, record)| (key.as_str(), record));
         let mut known = snapshot_directories(current.chain(kept));
         let templates = records.iter().filter_map(|r| node.template_name(r));
-        known.extend(templates.map(|name| format!("{FOLDER}/{name}")));
+        known.extend(templates.flat_map(|name| {
+            let specimen = specimen_name(&name);
+            [name, specimen].map(|name| format!("{FOLDER}/{name}"))
+        }));
         clean_snapshots(&snapshot_root, &known).map_err(failed(&snapshot_root))?;
         node.find_again(
             records,
@@ -206,6 +226,12 @@ impl Node {
         tokio::spawn(residency::run(Arc::downgrade(&node)));
         tokio::spawn(parking::run(Arc::downgrade(&node)));
         Ok(node)
+    }
+
+    /// What starts a function's instances from nothing.
+    pub(crate) fn boot_of(&self, function: &Function) -> Result<&dyn Boot, BootError> {
+        let boot = self.sandboxes.of(function.record().serving.sandbox());
+        boot.map(|boot| &**boot).map_err(Clone::clone)
     }
 
     /// The settings that the node runs with.
@@ -292,6 +318,7 @@ impl Node {
             .collect();
         for function in &removed {
             self.metrics.retire(&function.counters);
+            self.instances.end_of(&function.key);
             let record = function.record();
             if record.version == LATEST {
                 self.gate.retire(&record.name);
@@ -426,7 +453,7 @@ impl Node {
             },
         };
         let least = self.ready_wanted(function, &serving, Instant::now());
-        function.end_idle(keep_alive, least);
+        function.end_idle(keep_alive, least, least.max(self.config.max_idle));
     }
 
     /// Waits until the traces of all invocations that are over have been sent, or given up.
@@ -441,6 +468,7 @@ impl Node {
         for function in self.all() {
             function.clear_idle();
         }
+        self.instances.clear();
         self.end_parked();
     }
 }
@@ -508,5 +536,6 @@ async fn end_idle(node: Weak<Node>) {
         for function in node.all() {
             node.end_idle_of(&function);
         }
+        node.instances.expire();
     }
 }

@@ -34,6 +34,9 @@ pub enum Refusal {
     /// 429.
     #[error("Rate Exceeded.")]
     TooManyRequests(Throttle),
+    /// 429: instances that were asked for by number are too many.
+    #[error("{0}")]
+    TooManyInstances(String),
     /// 503.
     #[error("The node is being stopped.")]
     Stopping,
@@ -71,7 +74,9 @@ impl Refusal {
             Refusal::InvalidRequestContent(_) => "InvalidRequestContentException",
             Refusal::PreconditionFailed => "PreconditionFailedException",
             Refusal::RequestTooLarge(_) => "RequestTooLargeException",
-            Refusal::TooManyRequests(_) => "TooManyRequestsException",
+            Refusal::TooManyRequests(_) | Refusal::TooManyInstances(_) => {
+                "TooManyRequestsException"
+            }
             Refusal::Stopping => "ServiceUnavailableException",
             Refusal::SnapStartNotReady(_) => "SnapStartNotReadyException",
             Refusal::ResourceNotReady(_) => "ResourceNotReadyException",
@@ -89,7 +94,7 @@ impl Refusal {
             | Refusal::InvalidRequestContent(_) => 400,
             Refusal::PreconditionFailed => 412,
             Refusal::RequestTooLarge(_) => 413,
-            Refusal::TooManyRequests(_) => 429,
+            Refusal::TooManyRequests(_) | Refusal::TooManyInstances(_) => 429,
             Refusal::ResourceNotReady(_) => 502,
             Refusal::Stopping => 503,
             Refusal::Service(_) => 500,

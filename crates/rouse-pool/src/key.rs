@@ -143,7 +143,7 @@ impl fmt::Debug for NodeKey {
 }
 
 /// What names and verifies chunks of one tenant, and of the templates it may share.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct DomainKeys {
     tenant: [u8; KEY_LEN],
     templates: [u8; KEY_LEN],

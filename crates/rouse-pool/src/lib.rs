@@ -8,17 +8,22 @@
 pub mod chunk;
 pub mod codec;
 pub mod cost;
+pub mod firecracker;
 pub mod keeper;
 pub mod key;
+pub mod memory;
 pub mod packs;
+pub mod pagemap;
 mod pager;
 mod pool;
 pub mod snapshot_store;
+mod touches;
 pub mod uffd;
 
 pub use pager::PoolSource;
 pub use pool::{
-    CompressedCopy, NumaNode, PagedPool, PinnedPool, Pool, PoolBuilder, PoolId, RegisteredPool,
-    SparsePool,
+    CompressedCopy, FarDirectory, FarError, FarMemory, FarPool, HUGE_PAGES, NumaNode, PagedPool,
+    PinnedPool, Pool, PoolBuilder, PoolId, RegisteredPool, SharedHuge, SparsePool, seal,
 };
 pub use snapshot_store::{SnapshotStore, StoreError};
+pub use touches::TouchRecord;

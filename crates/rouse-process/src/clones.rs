@@ -5,22 +5,22 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rouse_pool::memory::{Hold, ImageMemory, hold_all};
+use rouse_restorer::program::Program;
 use rouse_sandbox::{
-    Limits, Process, Sandbox, SandboxError, SandboxKind, Spawner, open_task_mount,
+    Limits, Process, Sandbox, SandboxError, SandboxKind, Spawner, TaskLayers, open_task_mount,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
 use rustix::pipe::PipeFlags;
 
 use crate::credentials;
-use crate::image::memory::{Hold, ImageMemory, hold_all};
-use crate::image::{Image, LoadedProgram, Programs};
+use crate::image::{Image, ImageError, LoadedProgram, Programs};
 use crate::order;
-use crate::plan::READY;
+use crate::plan::{Environment, READY};
 use crate::stock::{Filler, Size, Stock};
 
 /// How long a template host or a porter may take to be ready. They need milliseconds; but whoever waits for one that
@@ -36,9 +36,18 @@ pub enum CloneError {
     /// A template needs all pages of its image in memory.
     #[error("the snapshot is not in memory")]
     NotResident,
+    /// The program of the template host.
+    #[error("no operation list for the template host")]
+    Program(#[from] ImageError),
     /// A channel could not be made or used.
     #[error("{0}")]
     Channel(&'static str, #[source] io::Error),
+    /// The template host or a porter has ended.
+    #[error("the {who} has ended")]
+    Ended {
+        /// `template host` or `porter`.
+        who: &'static str,
+    },
     /// The template host or a porter said something else than that it is ready.
     #[error("{who} failed: {what}")]
     NotReady {
@@ -64,8 +73,12 @@ pub struct Prepared {
 #[derive(Debug)]
 pub struct Clones {
     pub(crate) stock: Arc<Stock<Prepared, CloneError>>,
-    /// The programs that the host runs.
+    /// What they were made with.
     pub(crate) programs: Arc<Programs>,
+    /// The pools that it maps.
+    pub(crate) memories: Vec<Arc<ImageMemory>>,
+    /// What the host runs.
+    pub(crate) program: Arc<Program>,
 }
 
 #[derive(Debug)]
@@ -76,7 +89,7 @@ struct Host {
     spawner: Arc<Spawner>,
     room: Arc<LoadedProgram>,
     limits: Limits,
-    task_dir: PathBuf,
+    task: TaskLayers,
     /// What its memory relies on, and that of porters and clones.
     holds: Vec<Hold>,
 }
@@ -88,8 +101,8 @@ impl Clones {
         room: &Arc<LoadedProgram>,
         filler: &Filler,
         image: &Image,
-        limits: Limits,
-        task_dir: PathBuf,
+        environment: &Environment,
+        (limits, task): (Limits, TaskLayers),
         target: usize,
     ) -> Result<Self, CloneError> {
         let memories = image.memories();
@@ -97,6 +110,9 @@ impl Clones {
         if holds.iter().any(|hold| matches!(hold, Hold::Absent(_))) {
             return Err(CloneError::NotResident);
         }
+        let programs = image.programs();
+        let loaded = programs.template(image, environment)?;
+        let program = loaded.program.clone();
         let (process, control) = spawner.create_template_host()?;
         let host = Host {
             process,
@@ -104,13 +120,17 @@ impl Clones {
             spawner: spawner.clone(),
             room: room.clone(),
             limits,
-            task_dir,
+            task,
             holds,
         };
-        let programs = image.programs();
-        host.load(image, &memories, &programs)?;
+        host.load(image, &memories, loaded)?;
         let stock = Stock::new(filler, Size::fixed(target), move || host.prepare());
-        Ok(Self { stock, programs })
+        Ok(Self {
+            stock,
+            programs,
+            memories,
+            program,
+        })
     }
 }
 
@@ -142,10 +162,9 @@ impl Host {
         &self,
         image: &Image,
         memories: &[Arc<ImageMemory>],
-        programs: &Programs,
+        program: &LoadedProgram,
     ) -> Result<(), CloneError> {
         let control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
-        let program = &programs.template;
         let null = std::fs::File::open("/dev/null")
             .map_err(|e| CloneError::Channel("/dev/null cannot be opened", e))?;
         // A template has no log, no connection and no task mount of its own: they come with each clone.
@@ -165,8 +184,8 @@ impl Host {
         let channel = |what| move |e: io::Error| CloneError::Channel(what, e);
         let (log, log_end) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
             .map_err(|e| CloneError::Channel("no pipe for the log", e.into()))?;
-        let task = open_task_mount(&self.task_dir)
-            .map_err(channel("the function's code cannot be lent"))?;
+        let task =
+            open_task_mount(&self.task).map_err(channel("the function's code cannot be lent"))?;
         let (control, porter_end) = control_pair().map_err(channel("no control socket"))?;
         let mut fds = vec![
             porter_end.as_fd(),
@@ -238,6 +257,9 @@ fn ready(
                 .filter_map(|w| w.first_chunk())
                 .map(|w| u64::from_le_bytes(*w))
                 .collect();
+            if other.is_empty() {
+                return Err(CloneError::Ended { who });
+            }
             let what = match words[..] {
                 [rouse_restorer::op::FAILURE_TAG, op, result] => {
                     format!(

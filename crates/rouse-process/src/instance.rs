@@ -7,11 +7,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rouse_pool::keeper::PageFault;
+use rouse_pool::memory::ImageMemory;
 use rouse_sandbox::{Limits, SandboxHandle};
 use tokio::sync::watch;
 
-use crate::image::memory::ImageMemory;
-use crate::launcher::{Image, Launcher};
+use crate::launcher::{Image, Launcher, Touches};
 use crate::monitor::Monitor;
 use crate::plan::RESUME;
 use crate::working_set::WorkingSet;
@@ -90,6 +91,8 @@ pub enum ExitReason {
     Signal(i32),
     /// Killed by the kernel for exceeding its memory limit.
     OutOfMemory,
+    /// Its machine ended; how, in words.
+    Machine(String),
 }
 
 /// Why the function's own code never ran.
@@ -99,11 +102,13 @@ pub enum Failure {
     Program(String),
     /// The platform could not bring it up.
     Platform(String),
+    /// It was ended from outside, or what it needed was, before it was up. That says nothing about what it was made from.
+    Lost(String),
 }
 
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (Self::Program(reason) | Self::Platform(reason)) = self;
+        let (Self::Program(reason) | Self::Platform(reason) | Self::Lost(reason)) = self;
         f.write_str(reason)
     }
 }
@@ -155,7 +160,7 @@ pub struct Instance {
 }
 
 /// Where a restored instance comes from.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Origin {
     pub launcher: Launcher,
     pub image: Arc<Image>,
@@ -164,6 +169,8 @@ pub(crate) struct Origin {
     pub prepared: Arc<WorkingSet>,
     /// Do its page tables say exactly which pages of the pool it has read?
     pub exact: bool,
+    /// In which order does it touch pages of pools, if that is recorded?
+    pub touches: Option<Arc<Touches>>,
     /// Is its memory watched by the pager?
     pub watched: bool,
     /// The pools that it maps.
@@ -223,6 +230,16 @@ impl Instance {
         crate::cpu_clock::cpu_time(pid)
     }
 
+    /// Could pages of it not be filled, of which it may have ended or failed? To be asked when it has. Exact: waits until the
+    /// pager has said what it knows.
+    pub async fn page_fault(&self) -> Option<PageFault> {
+        let origin = self.origin.clone()?;
+        let token = self.monitor.token()?;
+        let task = tokio::task::spawn_blocking(move || origin.launcher.fault_of(token, &origin));
+        // Cancelled only when the node ends.
+        task.await.ok().flatten()
+    }
+
     /// Counts an answer, and says whether [`learn`](Self::learn) is to be called before the instance is killed.
     pub fn is_to_be_observed(&self) -> bool {
         let origin = self.origin.as_ref();
@@ -235,6 +252,31 @@ impl Instance {
     pub fn learn(&self) {
         if let (Some(origin), Some(pid)) = (&self.origin, self.pid()) {
             origin.launcher.learn(origin, pid);
+        }
+    }
+
+    /// Looks whether its end is to be blamed on far memory that it had mapped, and says why. For another thread: it may take
+    /// as long as reading all of that. `None` if it had mapped nothing there.
+    pub fn far_verifier(&self) -> Option<impl FnOnce() -> Option<String> + Send + 'static> {
+        let origin = self.origin.as_ref()?;
+        let pairs = origin.image.lineage().into_iter().zip(&origin.memories);
+        let far: Vec<_> = pairs
+            .filter(|(_, memory)| memory.far_file().is_some())
+            .map(|(image, memory)| (image, memory.clone()))
+            .collect();
+        (!far.is_empty()).then_some(move || {
+            far.iter()
+                .find_map(|(image, memory)| image.verify_far(memory))
+        })
+    }
+
+    /// As [`learn`](Self::learn), of an instance that has answered a rehearsal: the first set that is known, before the first
+    /// invocation. The snapshot's pages are stored anew in the order in which boots need them.
+    ///
+    /// Blocks for as long as reading and writing the snapshot takes.
+    pub fn learn_rehearsed(&self) {
+        if let (Some(origin), Some(pid)) = (&self.origin, self.pid()) {
+            origin.launcher.learn_rehearsed(origin, pid);
         }
     }
 

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use rouse_pool::TouchRecord;
 use rouse_pool::keeper::{PagerHandle, PoolMapping};
 use rouse_restorer::op::FAILURE_TAG;
 use rouse_restorer::program::Program;
@@ -50,6 +51,8 @@ struct State {
     reported: bool,
     /// How often it was rewound.
     rewinds: u64,
+    /// By which the pager knows it, if its memory is watched.
+    token: Option<u64>,
     /// It says nothing more since it was rewound so often.
     silent: Option<u64>,
 }
@@ -69,8 +72,19 @@ pub struct Watch {
     pub mappings: Vec<PoolMapping>,
     /// Whether the working set is brought in before the instance goes on.
     pub prefetch: bool,
-    /// Whether its page tables are to say exactly what it touches.
-    pub exact: bool,
+    /// What is to be seen of its touches.
+    pub sight: Sight,
+}
+
+/// What is to be seen of what an instance touches.
+#[derive(Debug)]
+pub enum Sight {
+    /// What its page tables happen to say.
+    Blurred,
+    /// Its page tables are to say exactly what it touches.
+    Exact,
+    /// The same, and in which order.
+    Ordered(Arc<TouchRecord>),
 }
 
 impl Watch {
@@ -80,24 +94,26 @@ impl Watch {
         control: &AsyncFd<OwnedFd>,
         uffd: OwnedFd,
         sandbox: &SandboxHandle,
-    ) -> Result<(), String> {
+    ) -> Result<u64, String> {
         let Self {
             pager,
             mappings,
             prefetch,
-            exact,
+            sight,
         } = self;
-        let task = tokio::task::spawn_blocking(move || match exact {
-            true => pager.register_exactly(uffd, &mappings, prefetch),
-            false => pager.register(uffd, &mappings, prefetch),
+        let task = tokio::task::spawn_blocking(move || match sight {
+            Sight::Blurred => pager.register(uffd, &mappings, prefetch),
+            Sight::Exact => pager.register_exactly(uffd, &mappings, prefetch),
+            Sight::Ordered(record) => pager.register_recorded(uffd, &mappings, prefetch, &record),
         });
         let registration = task
             .await
             .map_err(|_| "its memory cannot be watched: the task was cancelled".to_owned())?
             .map_err(|error| format!("its memory cannot be watched: {error}"))?;
+        let token = registration.token();
         sandbox.keep_until_gone(registration);
         rustix::io::write(control.get_ref(), &[1])
-            .map(drop)
+            .map(|_| token)
             .map_err(|error| format!("it cannot be told to go on: {error}"))
     }
 }
@@ -137,6 +153,7 @@ impl Monitor {
             went_on: false,
             reported: subject.program.is_none(),
             rewinds: 0,
+            token: None,
             silent: None,
         };
         let (rewinds, again) = mpsc::unbounded_channel();
@@ -153,6 +170,11 @@ impl Monitor {
 
     pub fn pid(&self) -> Option<i32> {
         self.lock().pid
+    }
+
+    /// By which the pager knows it, if its memory is watched.
+    pub fn token(&self) -> Option<u64> {
+        self.lock().token
     }
 
     pub fn stages(&self) -> Vec<Stage> {
@@ -292,7 +314,8 @@ impl Monitor {
         {
             let mut state = self.lock();
             if let Err(failure) = outcome {
-                state.failure = Some(Failure::Platform(failure));
+                // It lives no more, or the pager does not, or is full.
+                state.failure = Some(Failure::Lost(failure));
             }
             state.silent = Some(round);
         }
@@ -325,7 +348,8 @@ impl Monitor {
                     ..
                 })) if bytes == WATCH_ME.to_le_bytes() => {
                     if let Some(watch) = watch.take() {
-                        watch.begin(control, uffd, sandbox).await?;
+                        let token = watch.begin(control, uffd, sandbox).await?;
+                        self.lock().token = Some(token);
                     }
                 }
                 Ok(Ok(message)) => {

@@ -76,6 +76,8 @@ fn main() {
         ready_sandboxes: 2,
         most_ready_sandboxes: 2,
         ready_clones: 2,
+        record_order: false,
+        huge_pages: false,
     })
     .unwrap_or_else(|e| panic!("{}", chain(&e)));
     let spec = LaunchSpec {

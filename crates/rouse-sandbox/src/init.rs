@@ -10,7 +10,7 @@ use rustix::process::Signal;
 
 use crate::config::{Limits, Network};
 use crate::kernel::{process, socket};
-use crate::root::{OUTBOUND_RESOLVER, mount_new};
+use crate::root::{NEXT, OUTBOUND_RESOLVER, mount_new, move_in};
 
 /// Size of `/dev/shm`, bytes. As with `/tmp`, what is in it counts as memory of the sandbox.
 const SHARED_MEMORY_SIZE: u64 = 64 << 20;
@@ -18,7 +18,7 @@ const SHARED_MEMORY_SIZE: u64 = 64 << 20;
 /// The namespaces that init is born in; the others are those of its slot's [`crate::home::Home`].
 pub const NAMESPACES: libc::c_int = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC;
 
-/// Message from the spawner that nobody needs to enter through init any more.
+/// Message from the spawner that nobody needs to enter through init any more, and that all who are to live here are there.
 pub const GO: &[u8] = b"go";
 /// Message to the spawner when the sandbox is built.
 pub const READY: &[u8] = b"ready";
@@ -61,21 +61,23 @@ fn prepare(status: &OwnedFd, limits: &Limits) -> Result<bool, Step> {
         return Ok(false);
     }
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
-    mount_new("proc", Path::new("/proc"), flags | MountFlags::NOEXEC, "")
+    let root = Path::new(NEXT);
+    mount_new("proc", &root.join("proc"), flags | MountFlags::NOEXEC, "")
         .map_err(at("mount /proc"))?;
-    for (path, size) in [("/tmp", limits.tmp), ("/dev/shm", SHARED_MEMORY_SIZE)] {
+    for (path, size) in [("tmp", limits.tmp), ("dev/shm", SHARED_MEMORY_SIZE)] {
         let options = format!("mode=1777,size={size}");
-        mount_new("tmpfs", Path::new(path), flags, &options).map_err(at("mount its own files"))?;
-    }
-    if limits.network == Network::Outbound {
-        rustix::mount::mount_bind(OUTBOUND_RESOLVER, "/etc/resolv.conf")
-            .map_err(|error| at("name the resolver")(error.into()))?;
+        mount_new("tmpfs", &root.join(path), flags, &options).map_err(at("mount its own files"))?;
     }
 
     // As a rule it is there already.
     match socket::receive(status).map_err(at("hear from the spawner"))? {
         Some((message, _)) if message == GO => {}
         _ => return Ok(false),
+    }
+    move_in().map_err(at("change its root"))?;
+    if limits.network == Network::Outbound {
+        rustix::mount::mount_bind(OUTBOUND_RESOLVER, "/etc/resolv.conf")
+            .map_err(|error| at("name the resolver")(error.into()))?;
     }
     process::clear_capabilities().map_err(at("give up its capabilities"))?;
     rustix::thread::set_no_new_privs(true)

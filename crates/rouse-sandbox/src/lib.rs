@@ -15,6 +15,7 @@ pub mod exec;
 mod home;
 mod init;
 mod kernel;
+mod lent;
 pub mod paths;
 mod root;
 mod sandbox;
@@ -26,9 +27,20 @@ pub use config::{Limits, Network, SandboxConfig, SandboxKind};
 pub use kernel::api_socket::ApiSockets;
 pub use kernel::notification::{Answer, Notifications, WaitingCall};
 pub use kernel::process::{BLANK_DESCRIPTORS, RESOURCE_LIMITS};
+pub use lent::LentGroup;
 pub use sandbox::{BlankContext, Exit, Exits, Process, Sandbox, SandboxError, SandboxHandle};
 pub use spawner::{BlankMain, Spawner, SpawnerError};
-pub use task_mount::{attach_task_mount, open_task_mount};
+pub use task_mount::{TaskLayers, attach_task_mount, open_task_mount};
+
+/// The steps that confinement is made of, for processes that are not functions: VMMs.
+pub mod confine {
+    pub use crate::cgroup::{CgroupError, Cgroups, MemoryAccounts, SlotGroups};
+    pub use crate::kernel::process::{
+        become_user, clear_bounding_set, clear_capabilities, close_on_exec_from, forget_keys,
+        is_single_threaded, limit_resource, reset_signals,
+    };
+    pub use crate::kernel::socket::{pair, receive, send};
+}
 
 /// The function's uid inside of its sandbox.
 pub const UID: u32 = 993;

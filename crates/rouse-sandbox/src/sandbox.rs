@@ -142,6 +142,16 @@ impl MemoryView {
         view
     }
 
+    /// Processes that were killed for want of memory since this view was made.
+    pub fn oom_kills(&self) -> u64 {
+        self.kills().saturating_sub(self.kills_before)
+    }
+
+    /// Most memory so far, bytes; 0 if the kernel does not tell.
+    pub fn peak(&self) -> u64 {
+        read(self.peak.as_ref()).trim().parse().unwrap_or(0)
+    }
+
     fn kills(&self) -> u64 {
         let text = read(self.events.as_ref());
         let count = text
@@ -181,12 +191,12 @@ impl SandboxHandle {
 
     /// See [`Sandbox::oom_kills`].
     pub fn oom_kills(&self) -> u64 {
-        self.memory.kills().saturating_sub(self.memory.kills_before)
+        self.memory.oom_kills()
     }
 
     /// See [`Sandbox::memory_peak`].
     pub fn memory_peak(&self) -> u64 {
-        read(self.memory.peak.as_ref()).trim().parse().unwrap_or(0)
+        self.memory.peak()
     }
 }
 

@@ -1,8 +1,8 @@
 //! The format of a rouse snapshot, on disk and in memory.
 //!
 //! A snapshot is a **manifest** beside a **page map**; the bytes of its pages lie in packs (`rouse-pool`). The manifest
-//! says everything about a stopped process except the bytes of its pages: registers, mappings,
-//! file descriptors, timers, the fingerprint of the host. [`model`] is the form that the rest of
+//! says everything about a stopped process, or a paused virtual machine, except the bytes of its pages: registers,
+//! mappings, file descriptors, timers, devices, the fingerprint of the host. [`model`] is the form that the rest of
 //! rouse works with; [`validate`](validate()) says whether a value of it makes sense; [`manifest`]
 //! turns it into bytes and back, and refuses whatever is damaged, unknown or inconsistent with a
 //! reason that can be shown to a person. The layout is described in `docs/snapshot-format.md`.
@@ -16,5 +16,5 @@ pub mod working_set;
 
 pub use page_class::PageClass;
 pub use page_map::PageMap;
-pub use validate::{Invalid, validate};
+pub use validate::{Invalid, validate, validate_devices, validate_image, validate_machine};
 pub use working_set::WorkingSet;

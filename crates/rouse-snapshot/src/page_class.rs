@@ -18,6 +18,7 @@
 //! The working set comes first, because it decides what a boot does with a page; where the contents
 //! lie is told beside it ([`Contents`]).
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::model::{
@@ -127,8 +128,13 @@ pub fn live_stack(snapshot: &ProcessSnapshot) -> u64 {
 }
 
 /// Pages of the pool that every boot needs, in the order in which it needs them: what is copied whatever happens (the
-/// stack, shared memory, files), what is written, what is read. The rest of the pool is cold.
-pub fn hot_pool_pages(snapshot: &ProcessSnapshot, working_set: &WorkingSet) -> Vec<Range<u64>> {
+/// stack, shared memory, files); then those that have a place in the order of first touches, by address, in that order; then
+/// others that are written, or read. Each page comes once. The rest of the pool is cold.
+pub fn hot_pool_pages(
+    snapshot: &ProcessSnapshot,
+    working_set: &WorkingSet,
+    places: &BTreeMap<u64, u32>,
+) -> Vec<Range<u64>> {
     let range = |run: &PageRun| run.pool_page..run.pool_page + run.pages;
     let mut ranges = Vec::new();
     for entry in &snapshot.tmp {
@@ -142,15 +148,35 @@ pub fn hot_pool_pages(snapshot: &ProcessSnapshot, working_set: &WorkingSet) -> V
         }
     }
     let classes = classify(snapshot, working_set);
+    let (mut placed, mut others) = (BTreeMap::new(), Vec::new());
     for class in [PageClass::Written, PageClass::Read] {
-        for run in classes.iter().flatten().filter(|run| run.class == class) {
-            if let Contents::Pool(first) = run.contents
-                && first >> POOL_PAGE_BITS == 0
-            {
-                ranges.push(first..first + run.pages());
+        for (mapping, runs) in snapshot.mappings.iter().zip(&classes) {
+            for run in runs.iter().filter(|run| run.class == class) {
+                let Contents::Pool(first) = run.contents else {
+                    continue;
+                };
+                if first >> POOL_PAGE_BITS != 0 {
+                    continue;
+                }
+                if !preparable(mapping) {
+                    ranges.push(first..first + run.pages());
+                    continue;
+                }
+                for n in 0..run.pages() {
+                    let (address, page) = (run.range.start + n * PAGE_SIZE, first + n);
+                    match places.get(&address) {
+                        // Two recordings may have given the same place to two pages.
+                        Some(place) => {
+                            placed.insert((*place, address), page..page + 1);
+                        }
+                        None => others.push(page..page + 1),
+                    }
+                }
             }
         }
     }
+    ranges.extend(placed.into_values());
+    ranges.extend(others);
     merged(ranges)
 }
 

@@ -92,8 +92,13 @@ fn another_architecture() {
 
 #[test]
 fn another_sandbox_kind() {
+    let error = Forgery::new().set_u32(16, 4).decode();
+    assert!(matches!(error, ManifestError::SandboxKind { found: 4 }));
     let error = Forgery::new().set_u32(16, 2).decode();
-    assert!(matches!(error, ManifestError::SandboxKind { found: 2 }));
+    assert_eq!(
+        error.to_string(),
+        "the manifest is of a virtual machine, not of a process"
+    );
 }
 
 #[test]

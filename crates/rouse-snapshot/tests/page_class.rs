@@ -136,7 +136,7 @@ fn a_sample_has_every_class_that_can_be() {
 fn hot_pages_of_the_pool_come_once() {
     let snapshot = sample::sample(3, 12);
     let set = some_pages(&snapshot, &[0, 1, 2, 3, 3]);
-    let mut hot: Vec<u64> = hot_pool_pages(&snapshot, &set)
+    let mut hot: Vec<u64> = hot_pool_pages(&snapshot, &set, &BTreeMap::new())
         .into_iter()
         .flatten()
         .collect();
@@ -145,6 +145,44 @@ fn hot_pages_of_the_pool_come_once() {
     hot.dedup();
     assert_eq!(hot.len(), count, "a page comes twice");
     assert!(hot.last().is_some_and(|last| *last < snapshot.pool_pages));
+}
+
+/// The addresses of the pages of `set` that can be prepared and lie in the pool, with their pool pages.
+fn pages_of_the_pool(snapshot: &ProcessSnapshot, set: &WorkingSet) -> Vec<(u64, u64)> {
+    let mut pages = Vec::new();
+    for mapping in snapshot.mappings.iter().filter(|m| preparable(m)) {
+        for run in mapping.saved.iter().filter(|run| run.pool() == 0) {
+            for n in 0..run.pages {
+                let address = run.address + n * PAGE_SIZE;
+                if contains(&set.written, address) || contains(&set.read, address) {
+                    pages.push((address, run.pool_page + n));
+                }
+            }
+        }
+    }
+    pages
+}
+
+#[test]
+fn hot_pages_come_in_the_order_of_first_touches() {
+    let snapshot = sample::sample(3, 12);
+    let set = some_pages(&snapshot, &[0, 1, 1, 0, 2]);
+    let pages = pages_of_the_pool(&snapshot, &set);
+    assert!(pages.len() > 3, "{pages:?}");
+    // The last page first; of one page no place is known.
+    let unknown = pages[1];
+    let known: Vec<_> = (pages.iter().rev())
+        .filter(|page| **page != unknown)
+        .collect();
+    let places = known.iter().zip(0..).map(|((a, _), place)| (*a, place));
+    let hot: Vec<u64> = hot_pool_pages(&snapshot, &set, &places.collect())
+        .into_iter()
+        .flatten()
+        .collect();
+    let expected: Vec<u64> = (known.iter().map(|(_, page)| *page))
+        .chain([unknown.1])
+        .collect();
+    assert_eq!(hot[hot.len() - expected.len()..], expected);
 }
 
 proptest! {

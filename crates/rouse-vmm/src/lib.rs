@@ -6,14 +6,27 @@
 //!
 //! What is there and what is not yet: docs/microvm.md.
 
+pub mod agent;
 mod boot;
-mod devices;
+pub mod devices;
+mod given;
 pub mod host;
+mod identity;
+pub mod image;
+pub mod jail;
 pub mod kernel;
 mod layout;
 mod machine;
+pub mod memory;
+mod pauser;
+pub mod snapshot;
 mod vcpu;
+pub mod zygote;
 
+pub use given::GivenFile;
+pub use identity::IdentityError;
 pub use layout::{MemorySize, MemorySizeError};
-pub use machine::{BootError, Config, Ended, Machine, RunError};
+pub use machine::{BootError, Config, Ended, Machine, Outcome, RunError};
+pub use pauser::Pauser;
+pub use vcpu::state::{MsrError, VcpuStateError};
 pub use vcpu::{VcpuCount, VcpuCountError};

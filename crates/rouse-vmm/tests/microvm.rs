@@ -5,9 +5,11 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
+use rouse_vmm::devices::virtio::{DeviceConfig, Disk, Vsock};
 use rouse_vmm::kernel::{Kernel, KernelFormat, import};
-use rouse_vmm::{Config, Ended, Machine, MemorySize, VcpuCount};
+use rouse_vmm::{Config, Ended, Machine, MemorySize, Outcome, Pauser, VcpuCount};
 use tempfile::TempDir;
 
 /// What a machine says on its console. Shown when a test fails.
@@ -52,11 +54,7 @@ fn temporary() -> TempDir {
 
 /// Boots and runs a machine to its end: how that was, and what was on the console.
 fn run(kernel: &Kernel, vcpus: u8, memory_mib: u32, command_line: &str) -> (Ended, String) {
-    let config = Config {
-        memory: MemorySize::mib(memory_mib).expect("a possible size"),
-        vcpus: VcpuCount::new(vcpus).expect("a possible number"),
-        command_line: command_line.to_owned(),
-    };
+    let config = config(vcpus, memory_mib, command_line);
     let console = Console::default();
     let machine = Machine::boot(&config, kernel, Box::new(console.clone()))
         .unwrap_or_else(|error| panic!("the machine cannot be made: {error}: {error:?}"));
@@ -64,6 +62,15 @@ fn run(kernel: &Kernel, vcpus: u8, memory_mib: u32, command_line: &str) -> (Ende
         panic!("the machine failed: {error}: {error:?}\n{}", console.text())
     });
     (ended, console.text())
+}
+
+fn config(vcpus: u8, memory_mib: u32, command_line: &str) -> Config {
+    Config {
+        memory: MemorySize::mib(memory_mib).expect("a possible size"),
+        vcpus: VcpuCount::new(vcpus).expect("a possible number"),
+        command_line: command_line.to_owned(),
+        devices: DeviceConfig::default(),
+    }
 }
 
 /// A `vmlinux` that is this machine code and no more.
@@ -92,7 +99,7 @@ fn program(code: &[u8]) -> Vec<u8> {
 
 fn import_distribution_kernel(directory: &TempDir) -> Kernel {
     let target = directory.path().join("prepared");
-    import::import(Path::new(&distribution_kernel()), &target).expect("it can be prepared")
+    import::import(Path::new(&distribution_kernel()), None, &target).expect("it can be prepared")
 }
 
 #[test]
@@ -124,6 +131,94 @@ fn a_guest_without_a_kernel_ends_by_a_triple_fault() {
     for vcpus in [1, 4] {
         let (ended, console) = run(&kernel, vcpus, 128, "");
         assert_eq!((ended, console.as_str()), (Ended::TripleFault, ""));
+    }
+}
+
+#[test]
+#[ignore = "needs KVM on hardware"]
+fn a_kernel_that_panics_resets_its_machine() {
+    let directory = temporary();
+    let kernel = import_distribution_kernel(&directory);
+    // No first program, and no disk to look for one.
+    let image = fs::read(kernel.image.path().expect("it has a name")).expect("it was prepared");
+    let kernel = prepared(&directory, &image, b"");
+    let (ended, console) = run(&kernel, 1, 256, "quiet");
+    assert_eq!(ended, Ended::Reset, "{console}");
+    assert!(console.contains("Kernel panic"), "{console}");
+}
+
+#[test]
+#[ignore = "needs KVM on hardware"]
+fn a_machine_is_stopped_whatever_its_guest_does() {
+    let directory = temporary();
+    let programs = [
+        &[0xeb, 0xfe][..],         // jmp to itself
+        &[0xfa, 0xf4],             // cli; hlt: nothing wakes it up
+        &[0xe4, 0x64, 0xeb, 0xfc], // in al, 0x64 for ever
+    ];
+    for code in programs {
+        let kernel = prepared(&directory, &program(code), b"");
+        let console = Box::new(Console::default());
+        let mut machine =
+            Machine::boot(&config(4, 128, ""), &kernel, console).expect("it can be made");
+        let pauser = Pauser::default();
+        let asked = pauser.clone();
+        let running = thread::spawn(move || machine.run_until(&asked));
+        pauser.pause();
+        let outcome = running.join().expect("it does not panic");
+        assert_eq!(outcome.expect("it is stopped"), Outcome::Paused);
+    }
+}
+
+#[test]
+#[ignore = "needs KVM on hardware"]
+fn a_guest_may_write_garbage_to_all_registers() {
+    let directory = temporary();
+    let image = directory.path().join("image");
+    fs::write(&image, [0; 4096]).expect("it can be written");
+    let code = [
+        &[0xc7, 0x04, 0x25, 0x18, 0xa0, 0x00, 0x00][..], // mov dword [0xa018], a mapping of the fourth GiB
+        &[0x83, 0x00, 0x00, 0xc0],
+        &[0xbb, 0x08, 0x00, 0x00, 0x00],       // mov ebx, 8
+        &[0xbf, 0x00, 0x00, 0x00, 0xd0],       // again: mov edi, 0xd0000000
+        &[0x89, 0x07],                         // next: mov [rdi], eax
+        &[0x8b, 0x0f],                         // mov ecx, [rdi]
+        &[0x05, 0xb1, 0x79, 0x37, 0x9e],       // add eax, 0x9e3779b1
+        &[0x83, 0xc7, 0x04],                   // add edi, 4
+        &[0x81, 0xff, 0x00, 0x30, 0x00, 0xd0], // cmp edi, 0xd0003000
+        &[0x75, 0xec],                         // jne next
+        &[0xff, 0xcb],                         // dec ebx
+        &[0x75, 0xe3],                         // jne again
+        &[0x66, 0xba, 0x00, 0x06],             // mov dx, 0x600
+        &[0xb0, 0x34],                         // mov al, 0x34
+        &[0xee],                               // out dx, al: off
+        &[0xf4],                               // hlt
+    ]
+    .concat();
+    let kernel = prepared(&directory, &program(&code), b"");
+    let config = Config {
+        devices: DeviceConfig {
+            disks: vec![Disk {
+                name: "/".to_owned(),
+                image,
+            }],
+            vsock: Some(Vsock {
+                directory: directory.path().to_owned(),
+            }),
+            ..DeviceConfig::default()
+        },
+        ..config(1, 128, "")
+    };
+    let machine =
+        Machine::boot(&config, &kernel, Box::new(Console::default())).expect("it can be made");
+    let devices = machine.devices();
+    assert_eq!(machine.run().expect("it runs to its end"), Ended::Off);
+    for violations in devices.violations() {
+        assert!(
+            violations.count() > 0,
+            "nothing was noticed: {violations:?}"
+        );
+        assert!(["block", "vsock", "balloon"].contains(&violations.device()));
     }
 }
 

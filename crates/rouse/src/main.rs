@@ -35,6 +35,10 @@ enum Command {
     Deploy(commands::deploy::DeployArgs),
     Configure(commands::configure::ConfigureArgs),
     Invoke(commands::invoke::InvokeArgs),
+    Start(commands::instances::StartArgs),
+    Fork(commands::instances::ForkArgs),
+    Ps(commands::instances::PsArgs),
+    End(commands::instances::EndArgs),
     List(commands::list::ListArgs),
     Describe(commands::describe::DescribeArgs),
     Logs(commands::logs::LogsArgs),
@@ -45,8 +49,19 @@ enum Command {
     Top(commands::top::TopArgs),
     Gc(commands::store::GcArgs),
     Fsck(commands::store::FsckArgs),
+    Kernel(commands::kernel::KernelArgs),
+    Image(commands::image::ImageArgs),
+    Pager(commands::pager::PagerArgs),
     Doctor(commands::doctor::DoctorArgs),
     Bench(bench::BenchArgs),
+    /// A VMM that waits for orders, started by its node
+    #[command(hide = true)]
+    Vmm {
+        /// User of the host
+        uid: u32,
+        /// Group of the host
+        gid: u32,
+    },
 }
 
 // No thread may be started before a command has started its spawner: the spawner forks this process.
@@ -57,6 +72,10 @@ fn main() -> ExitCode {
         Command::Deploy(args) => commands::deploy::run(&args),
         Command::Configure(args) => commands::configure::run(&args),
         Command::Invoke(args) => commands::invoke::run(&args),
+        Command::Start(args) => commands::instances::start(&args),
+        Command::Fork(args) => commands::instances::fork(&args),
+        Command::Ps(args) => commands::instances::list(&args),
+        Command::End(args) => commands::instances::end(&args),
         Command::List(args) => commands::list::run(&args),
         Command::Describe(args) => commands::describe::run(&args),
         Command::Logs(args) => commands::logs::run(&args),
@@ -67,8 +86,12 @@ fn main() -> ExitCode {
         Command::Top(args) => commands::top::run(&args),
         Command::Gc(args) => commands::store::gc(&args),
         Command::Fsck(args) => commands::store::fsck(&args),
+        Command::Kernel(args) => commands::kernel::run(&args),
+        Command::Image(args) => commands::image::run(&args),
+        Command::Pager(args) => commands::pager::run(&args),
         Command::Doctor(args) => commands::doctor::run(&args),
         Command::Bench(args) => bench::run(args),
+        Command::Vmm { uid, gid } => Ok(rouse_vmm::zygote::vmm_main(uid, gid)),
     };
     match outcome {
         Ok(code) => code,

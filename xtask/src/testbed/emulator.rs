@@ -38,6 +38,8 @@ pub fn command(kernel: &Kernel, initramfs: &File, wires: &Wires, options: &Optio
         "none",
         "-no-reboot",
     ]);
+    // A thread for each processor: kernels have died so that are sound elsewhere (at breakpoints that were no longer there, once of
+    // a stack that was overwritten), but with one thread for all, a machine that runs machines itself stands still.
     qemu.args(["-accel", "tcg,thread=multi"]);
     // An AMD processor, as QEMU can emulate SVM but not VMX. Named features that are off: it would warn of each.
     qemu.args([

@@ -27,6 +27,9 @@ pub enum TestbedError {
         /// Its status and what it printed.
         reason: String,
     },
+    /// A module of the kernel cannot be had.
+    #[error(transparent)]
+    Module(#[from] rouse_initramfs::modules::ModuleError),
     /// The kernel package does not hold what it should.
     #[error("the kernel package in {} has no {what}", directory.display())]
     KernelContents {
@@ -57,6 +60,8 @@ pub enum TestbedError {
     Died {
         /// In one sentence, as far as the console tells it.
         reason: String,
+        /// Before a command had begun, its kernel ran into its own patching: another boot may do.
+        tripped: bool,
         /// How QEMU ended.
         status: ExitStatus,
         /// Since its start.

@@ -3,19 +3,17 @@
 //! It is made anew for each run, in memory: what changes from run to run goes the same way as what does not, and no file
 //! is left behind or out of date. It is not compressed, as the emulated machine would be slower at that than this one.
 
-use std::collections::HashMap;
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use rouse_initramfs::Archive;
+use rouse_initramfs::{Archive, modules};
 use rustix::fs::MemfdFlags;
 
-use super::kernel::{self, Kernel, file};
+use super::kernel::{Kernel, file};
 use super::options::Cgroups;
 use super::{Options, TestbedError};
 
@@ -63,8 +61,8 @@ pub fn build(contents: &Contents<'_>) -> Result<File, TestbedError> {
     let busybox = fs::read(BUSYBOX).map_err(file(Path::new(BUSYBOX)))?;
     archive.file("bin/busybox", 0o755, &busybox);
     let mut order = String::new();
-    for path in modules(contents.kernel)? {
-        let (name, bytes) = plain_module(&path)?;
+    for path in modules::find(&contents.kernel.modules, MODULES)? {
+        let (name, bytes) = modules::read(&path)?;
         archive.file(&format!("modules/{name}"), 0o644, &bytes);
         order += &format!("{name}\n");
     }
@@ -84,51 +82,6 @@ pub fn build(contents: &Contents<'_>) -> Result<File, TestbedError> {
         .map(File::from)
         .and_then(|mut memory| memory.write_all(&archive.finish()).map(|()| memory))
         .map_err(TestbedError::Wire)
-}
-
-/// The files of `MODULES` and of all that they need, in an order in which they can be loaded.
-fn modules(kernel: &Kernel) -> Result<Vec<PathBuf>, TestbedError> {
-    let list = kernel.modules.join("modules.dep");
-    let text = fs::read_to_string(&list).map_err(file(&list))?;
-    Ok(load_order(&text, MODULES)
-        .into_iter()
-        .map(|path| kernel.modules.join(path))
-        .collect())
-}
-
-/// `list` is depmod's: a line for each module, with all that it needs, the directly needed first. A module that is not
-/// in it is part of the kernel (or, if it is not, the boot says so).
-fn load_order<'a>(list: &'a str, wanted: &[&str]) -> Vec<&'a str> {
-    let needs: HashMap<&str, (&str, &str)> = list
-        .lines()
-        .filter_map(|line| line.split_once(':'))
-        .map(|(path, needs)| (module_name(path), (path, needs)))
-        .collect();
-    let mut order = Vec::new();
-    for (path, needs) in wanted.iter().filter_map(|name| needs.get(name)) {
-        for path in needs.split_whitespace().rev().chain([*path]) {
-            if !order.contains(&path) {
-                order.push(path);
-            }
-        }
-    }
-    order
-}
-
-/// `9p` for `kernel/fs/9p/9p.ko.xz`.
-fn module_name(path: &str) -> &str {
-    let file = path.rsplit('/').next().unwrap_or(path);
-    file.split(".ko").next().unwrap_or(file)
-}
-
-/// A module's name in the initramfs and its bytes, uncompressed.
-fn plain_module(path: &Path) -> Result<(String, Vec<u8>), TestbedError> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let Some(plain) = name.strip_suffix(".xz") else {
-        return Ok((name.to_string(), fs::read(path).map_err(file(path))?));
-    };
-    let bytes = kernel::output("xz", Command::new("xz").args(["-dc", "--"]).arg(path))?;
-    Ok((plain.to_owned(), bytes))
 }
 
 /// What stage2.sh must know, as assignments of the shell.
@@ -244,24 +197,9 @@ fn quoted(word: &OsStr) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::ffi::OsStringExt;
+    use std::process::Command;
 
     use super::*;
-
-    #[test]
-    fn modules_come_after_those_that_they_need() {
-        let list = "kernel/net/9p/9pnet.ko.xz:\n\
-                    kernel/net/9p/9pnet_virtio.ko.xz: kernel/net/9p/9pnet.ko.xz\n\
-                    kernel/fs/9p/9p.ko: kernel/fs/netfs/netfs.ko kernel/net/9p/9pnet.ko.xz\n";
-        assert_eq!(
-            load_order(list, &["virtio_pci", "9pnet_virtio", "9p"]),
-            [
-                "kernel/net/9p/9pnet.ko.xz",
-                "kernel/net/9p/9pnet_virtio.ko.xz",
-                "kernel/fs/netfs/netfs.ko",
-                "kernel/fs/9p/9p.ko"
-            ]
-        );
-    }
 
     #[test]
     fn the_shell_reads_words_as_they_were() {

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::TestbedError;
+use super::{Options, TestbedError, packages};
 use crate::machine;
 
 /// An unpacked kernel package.
@@ -52,6 +52,8 @@ fn download(cache: &Path, directory: &Path, wanted: Option<&str>) -> Result<(), 
     if directory.exists() {
         return Ok(());
     }
+    // It is unpacked with some of them, and may be wanted before any machine is.
+    packages::install(&Options::default())?;
     let package = match choose(wanted)? {
         Some(package) => package,
         None => {
@@ -188,7 +190,7 @@ fn entry(
 }
 
 /// Runs a program, and returns what it printed.
-pub fn output(program: &'static str, command: &mut Command) -> Result<Vec<u8>, TestbedError> {
+fn output(program: &'static str, command: &mut Command) -> Result<Vec<u8>, TestbedError> {
     let output = command
         .stdin(Stdio::null())
         .output()

@@ -24,8 +24,10 @@ mod options;
 mod packages;
 mod session;
 
+pub use kernel::Kernel;
+
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 pub use error::TestbedError;
@@ -53,12 +55,12 @@ pub fn run(root: &Path, options: &Options, commands: &[Vec<OsString>]) -> Result
     session::run(&kernel, &initramfs, options)
 }
 
-/// The compressed kernel that a machine with the default options runs: a distribution's, as tests of other machines want one.
+/// The kernel that a machine with the default options runs: a distribution's, as tests of other machines want one.
 ///
 /// # Errors
 /// When it cannot be downloaded.
-pub fn default_kernel_image() -> Result<PathBuf, TestbedError> {
-    Ok(kernel::fetch(None)?.image)
+pub fn default_kernel() -> Result<Kernel, TestbedError> {
+    kernel::fetch(None)
 }
 
 /// The command `cargo xtask testbed`.

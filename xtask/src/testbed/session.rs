@@ -27,8 +27,39 @@ const SHOWN_WITH_STACKS: usize = 250;
 /// blocked tasks and of each processor.
 const WHAT_HANGS: &[u8] = b"processes\n8\nw\nl\n";
 
+/// How often a machine is booted whose kernel trips over its own patching before it has run a command.
+const BOOTS: u32 = 4;
+/// What such a kernel says. It looks as if an emulated processor runs into the breakpoint that stands in code while the
+/// kernel replaces it (a static key that is switched), when that is already over and nobody owns it.
+const TRIPPED: &str = "int3: 0000 [#1]";
+
 /// Boots the machine, waits for the end of its commands, and returns their status.
+///
+/// It boots again only if the kernel has tripped over itself before a command began: nothing that is to be tested has
+/// run by then, so no failure of that is hidden, and no command runs twice.
 pub fn run(kernel: &Kernel, initramfs: &File, options: &Options) -> Result<u8, TestbedError> {
+    let mut boots = 1;
+    loop {
+        match run_once(kernel, initramfs, options) {
+            Err(error @ TestbedError::Died { tripped: true, .. }) if boots < BOOTS => {
+                eprintln!("xtask: test bed: {error}");
+                eprintln!("xtask: test bed: no command had begun: it boots again");
+                boots += 1;
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Whether a machine that said `console` ended by its kernel's own doing alone.
+fn has_tripped(began: bool, console: &[u8]) -> bool {
+    !began
+        && console
+            .windows(TRIPPED.len())
+            .any(|place| place == TRIPPED.as_bytes())
+}
+
+fn run_once(kernel: &Kernel, initramfs: &File, options: &Options) -> Result<u8, TestbedError> {
     let (mut here, there) = wires().map_err(TestbedError::Wire)?;
     let begin = Instant::now();
     let process = emulator::command(kernel, initramfs, &there, options)
@@ -55,7 +86,7 @@ pub fn run(kernel: &Kernel, initramfs: &File, options: &Options) -> Result<u8, T
     match end {
         // There is nothing to wait for; after "exit", all output is in the sockets.
         End::Exit(_) | End::Hung { .. } => machine.end(),
-        End::Closed => {}
+        End::Closed { .. } => {}
     }
     let ended = machine.process.wait().map_err(TestbedError::Wait)?;
     for reader in readers.into_iter().chain(complaints) {
@@ -70,12 +101,16 @@ pub fn run(kernel: &Kernel, initramfs: &File, options: &Options) -> Result<u8, T
             limit,
             console,
         }),
-        End::Closed => Err(TestbedError::Died {
-            reason: reason(&console),
-            status: ended,
-            after: begin.elapsed(),
-            console,
-        }),
+        End::Closed { began } => {
+            let tripped = has_tripped(began, &log.lock().unwrap_or_else(PoisonError::into_inner));
+            Err(TestbedError::Died {
+                reason: reason(&console),
+                tripped,
+                status: ended,
+                after: begin.elapsed(),
+                console,
+            })
+        }
     }
 }
 
@@ -85,8 +120,8 @@ enum End {
     Exit(u8),
     /// Not in time.
     Hung { what: &'static str, limit: Duration },
-    /// The machine closed its wires: it has ended.
-    Closed,
+    /// The machine closed its wires: it has ended. Whether a command may have begun.
+    Closed { began: bool },
 }
 
 /// Listens to stage2.sh until the end, and tells it and how many lines of the console explain it.
@@ -102,7 +137,7 @@ fn follow(
             eprintln!("xtask: test bed: booted after {:.1?}", begin.elapsed());
         }
         Ok(()) => {}
-        Err(RecvTimeoutError::Disconnected) => return (End::Closed, SHOWN),
+        Err(RecvTimeoutError::Disconnected) => return (End::Closed { began: false }, SHOWN),
         Err(RecvTimeoutError::Timeout) => {
             let (what, limit) = ("the machine did not boot", BOOT_LIMIT);
             return (End::Hung { what, limit }, SHOWN);
@@ -111,7 +146,7 @@ fn follow(
     let exit = |line: &str| line.strip_prefix("exit ")?.parse().ok();
     match answer(lines, options.timeout, exit) {
         Ok(status) => (End::Exit(status), SHOWN),
-        Err(RecvTimeoutError::Disconnected) => (End::Closed, SHOWN),
+        Err(RecvTimeoutError::Disconnected) => (End::Closed { began: true }, SHOWN),
         Err(RecvTimeoutError::Timeout) => {
             if control.write_all(WHAT_HANGS).is_ok() {
                 // The answer is text on a slow serial line.
@@ -280,6 +315,26 @@ mod tests {
             "the machine could not be made ready: cannot mount /dev"
         );
         assert_eq!(reason(""), "the machine ended before its commands");
+    }
+
+    #[test]
+    fn a_machine_boots_again_only_for_its_own_kernel_and_before_a_command() {
+        for tripped in [
+            "[    5.1] int3: 0000 [#1] PREEMPT SMP NOPTI\r\n[    5.1] RIP: 0010:__schedule+0x1/0x9",
+            "\u{1b}[0m[    5.1] Oops: int3: 0000 [#1] PREEMPT SMP NOPTI\r\n",
+        ] {
+            assert!(has_tripped(false, tripped.as_bytes()));
+            // A command may have run: never twice.
+            assert!(!has_tripped(true, tripped.as_bytes()));
+        }
+        for other in [
+            "",
+            "[    5.1] Oops: general protection fault: 0000 [#1] SMP",
+            "[    5.1] Kernel panic - not syncing: VFS: Unable to mount root fs",
+            "testbed: failed: cannot mount /dev",
+        ] {
+            assert!(!has_tripped(false, other.as_bytes()), "{other}");
+        }
     }
 
     #[test]

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rouse_pool::NumaNode;
+use rouse_pool::FarMemory;
 use rouse_pool::cost::CostInputs;
-use rouse_pool::keeper::PagerStats;
+use rouse_pool::keeper::{PageFault, PagerStats};
 use rouse_process::instance::{Failure, Instance, LaunchSpec, MemoryUse, Stage};
 use rouse_process::launcher::{
     CheckpointReport, Image, LaunchError, Launcher, Residency, StockCounts,
@@ -15,7 +15,13 @@ use rouse_process::launcher::{
 use rouse_process::memory_report::MemoryReport;
 use rouse_process::working_set::WorkingSetReport;
 
-use super::{Boot, BootError, Booted, BoxFuture, ImageUse, Live, LoadedImage};
+use tokio::sync::Notify;
+
+use super::{
+    ApiListener, Boot, BootError, Booted, BoxFuture, Branch, BranchError, ImageUse, Live,
+    LoadedImage,
+};
+use crate::refusal::chain;
 
 impl Live for Instance {
     fn kill(&self) {
@@ -54,6 +60,10 @@ impl Live for Instance {
         Instance::has_run(self)
     }
 
+    fn page_fault(&self) -> BoxFuture<'_, Option<PageFault>> {
+        Box::pin(Instance::page_fault(self))
+    }
+
     fn is_to_be_observed(&self) -> bool {
         Instance::is_to_be_observed(self)
     }
@@ -61,14 +71,26 @@ impl Live for Instance {
     fn learn(&self) {
         Instance::learn(self);
     }
+
+    fn verify_far(&self) -> BoxFuture<'_, Option<String>> {
+        let verify = self.far_verifier();
+        Box::pin(async move {
+            // Cancelled only when the node ends.
+            tokio::task::spawn_blocking(verify?).await.ok()?
+        })
+    }
+
+    fn learn_rehearsed(&self) {
+        Instance::learn_rehearsed(self);
+    }
 }
 
 impl From<Instance> for Booted {
     fn from(mut instance: Instance) -> Self {
         Booted {
             path: instance.path,
-            listener: instance.listener.take(),
-            parked: instance.parked.take(),
+            listener: instance.listener.take().map(ApiListener::Loopback),
+            parked: instance.parked.take().map(Into::into),
             log: instance.log.take(),
             exit: instance.exit.clone(),
             live: Box::new(instance),
@@ -79,22 +101,23 @@ impl From<Instance> for Booted {
 fn image_of(image: &LoadedImage) -> Result<Arc<Image>, BootError> {
     Arc::clone(&image.inner)
         .downcast::<Image>()
-        .map_err(|_| BootError("the snapshot was loaded by another kind of sandbox".into()))
+        .map_err(|_| BootError::new("the snapshot was loaded by another kind of sandbox"))
 }
 
 fn instance_of(live: Box<dyn Live>) -> Result<Instance, BootError> {
     let live: Box<dyn Any> = live;
     let instance = live.downcast::<Instance>();
     let instance = instance
-        .map_err(|_| BootError("the instance was started by another kind of sandbox".into()))?;
+        .map_err(|_| BootError::new("the instance was started by another kind of sandbox"))?;
     Ok(*instance)
 }
 
 /// What a launcher made, as the engine knows it.
 fn booted(launched: Result<Instance, LaunchError>) -> Result<Booted, BootError> {
-    launched
-        .map(Booted::from)
-        .map_err(|error| BootError::from_error(&error))
+    launched.map(Booted::from).map_err(|error| BootError {
+        is_from_outside: error.is_from_outside(),
+        ..BootError::from_error(&error)
+    })
 }
 
 impl Boot for Launcher {
@@ -227,6 +250,27 @@ impl Boot for Launcher {
         })
     }
 
+    fn checkpoint_specimen<'a>(
+        &'a self,
+        live: Box<dyn Live>,
+        parked_port: u16,
+        spec: &'a LaunchSpec,
+        dir: &'a Path,
+    ) -> BoxFuture<'a, Result<CheckpointReport, BootError>> {
+        Box::pin(async move {
+            let instance = instance_of(live)?;
+            Launcher::checkpoint_specimen(self, instance, parked_port, spec, dir)
+                .await
+                .map_err(|e| BootError::from_error(&e))
+        })
+    }
+
+    fn share_specimen(&self, template: &LoadedImage, specimen: &LoadedImage) {
+        if let (Ok(template), Ok(specimen)) = (image_of(template), image_of(specimen)) {
+            Launcher::share_specimen(self, &template, &specimen);
+        }
+    }
+
     fn prefers_restore(&self, image: &LoadedImage) -> bool {
         let image = image.inner.downcast_ref::<Image>();
         image.is_some_and(Image::wants_blind_boot)
@@ -249,6 +293,7 @@ impl Boot for Launcher {
         ImageUse {
             resident_pages: image.resident_pages().unwrap_or(0),
             far_pages: image.far_pages(),
+            huge_pages: image.huge_pages(),
             wired_pages: image.wired_pages(),
             hot_pages: image.expected_pages(),
             stored_bytes: image.stored_bytes(),
@@ -286,23 +331,18 @@ impl Boot for Launcher {
         Launcher::pager_stats(self)
     }
 
-    fn problem(&self, image: &LoadedImage) -> Option<String> {
-        image.inner.downcast_ref::<Image>().and_then(Image::problem)
+    fn shortage(&self) -> Arc<Notify> {
+        Launcher::shortage(self)
     }
 
-    fn problem_found<'a>(&'a self, image: &'a LoadedImage) -> BoxFuture<'a, String> {
-        Box::pin(async move {
-            match image.inner.downcast_ref::<Image>() {
-                Some(image) => image.problem_found().await,
-                None => std::future::pending().await,
-            }
-        })
+    fn problem(&self, image: &LoadedImage) -> Option<String> {
+        image.inner.downcast_ref::<Image>().and_then(Image::problem)
     }
 
     fn make_resident<'a>(
         &'a self,
         image: &'a LoadedImage,
-        far: Option<NumaNode>,
+        far: Option<FarMemory>,
     ) -> BoxFuture<'a, Result<(), BootError>> {
         Box::pin(async move {
             let image = image_of(image)?;
@@ -310,6 +350,11 @@ impl Boot for Launcher {
                 .await
                 .map_err(|e| BootError::from_error(&e))
         })
+    }
+
+    fn far_problem(&self, image: &LoadedImage) -> Option<String> {
+        let image = image.inner.downcast_ref::<Image>();
+        image.and_then(Image::far_problem)
     }
 
     fn release<'a>(
@@ -338,6 +383,28 @@ impl Boot for Launcher {
         })
     }
 
+    fn branch<'a>(
+        &'a self,
+        live: &'a dyn Live,
+        parked_port: u16,
+        spec: &'a LaunchSpec,
+    ) -> BoxFuture<'a, Result<Branch, BranchError>> {
+        Box::pin(async move {
+            let live: &dyn Any = live;
+            let instance = live.downcast_ref::<Instance>().ok_or_else(|| {
+                BranchError::Refused("it was started by another kind of sandbox".into())
+            })?;
+            match Launcher::branch(self, instance, parked_port, spec).await {
+                Ok((image, report)) => Ok(Branch {
+                    image: loaded(image),
+                    report,
+                }),
+                Err(error) if error.is_fatal() => Err(BranchError::Ended(chain(&error))),
+                Err(error) => Err(BranchError::Refused(chain(&error))),
+            }
+        })
+    }
+
     fn load<'a>(
         &'a self,
         dir: &'a Path,
@@ -352,20 +419,25 @@ impl Boot for Launcher {
             let image = Launcher::load(self, dir, &ancestors, residency)
                 .await
                 .map_err(|e| BootError::from_error(&e))?;
-            let snapshot = image.snapshot();
-            let mapped: u64 = snapshot
-                .mappings
-                .iter()
-                .map(|m| m.range.end - m.range.start)
-                .sum();
-            let saved = snapshot.mappings.iter().flat_map(|m| &m.saved);
-            let of_parents = saved.filter(|run| run.pool() != 0);
-            Ok(LoadedImage {
-                parent_pages: of_parents.map(|run| run.pages).sum(),
-                pool_pages: snapshot.pool_pages,
-                mapped_pages: mapped / rouse_snapshot::model::PAGE_SIZE,
-                inner: image,
-            })
+            Ok(loaded(image))
         })
+    }
+}
+
+fn loaded(image: Arc<Image>) -> LoadedImage {
+    let snapshot = image.snapshot();
+    let mapped: u64 = snapshot
+        .mappings
+        .iter()
+        .map(|m| m.range.end - m.range.start)
+        .sum();
+    let saved = snapshot.mappings.iter().flat_map(|m| &m.saved);
+    let of_parents = saved.filter(|run| run.pool() != 0);
+    LoadedImage {
+        parent_pages: of_parents.map(|run| run.pages).sum(),
+        pool_pages: snapshot.pool_pages,
+        mapped_pages: mapped / rouse_snapshot::model::PAGE_SIZE,
+        inner: image,
+        stays: Arc::default(),
     }
 }

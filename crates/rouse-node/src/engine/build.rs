@@ -15,20 +15,20 @@ use rouse_process::instance::BootPath;
 use rouse_process::launcher::Residency;
 
 use super::function::{Function, ReadySnapshot, Revision, SnapshotStatus};
+use super::rehearsal;
 use super::report::verdict;
 use super::runner::{Ended, Runner};
-use crate::boot::{BootError, Booted, LoadedImage};
+use super::trial::trial;
+use crate::boot::{BootError, LoadedImage};
 use crate::function::record::{
     Because, FunctionRecord, SnapshotPoint, SnapshotRecord, State, WarmUpDone, now_ms,
 };
 use crate::node::Node;
 use crate::refusal::chain;
+use crate::runtime_api::session::Event;
 use crate::templates::Template;
 use crate::versions::history::History;
 use crate::versions::warm_up::{self, WarmUp, WarmUpError};
-
-/// How long a copy that cannot be asked anything must stay alive to pass its trial.
-const TRIAL: Duration = Duration::from_millis(100);
 
 /// Why a build runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -208,12 +208,19 @@ pub async fn make(
     warm_up: &WarmUp,
     because: Because,
 ) -> Result<Made, NotMade> {
+    let boot = node
+        .boot_of(function)
+        .map_err(|error| NotMade::Other(error.reason))?;
     let wanted = Wanted {
         version,
         warm_up,
         because,
     };
-    match node.template_for(revision).await {
+    let template = match boot.has_templates() {
+        true => node.template_for(revision).await,
+        false => Err("this kind of sandbox has no templates".to_owned()),
+    };
+    match template {
         Ok(template) => match attempt(node, function, revision, &wanted, Some(&template)).await {
             Ok(made) => return Ok(made),
             Err(Failed::Function(reason)) => return Err(NotMade::Other(reason)),
@@ -256,13 +263,21 @@ async fn attempt(
     wanted: &Wanted<'_>,
     template: Option<&Template>,
 ) -> Result<Made, Failed> {
+    let boot = node
+        .boot_of(function)
+        .map_err(|error| Failed::Platform(error.reason))?;
     let directory = &*node.snapshot_directory(&revision.record, wanted.version);
     let warms_up = wanted.warm_up.rounds > 0;
     let spec = &revision.launches.snapshot;
     let begin = Instant::now();
     let booted = match template {
-        Some(template) => node.boot.restore(&template.image, spec).await,
-        None => node.boot.cold(spec).await,
+        Some(template) => {
+            // Of an instance whose pages may be absent no snapshot can be taken.
+            let resident = with_all_pages(node, &template.image).await;
+            resident.map_err(|e| Failed::Platform(format!("The template has no memory: {e}")))?;
+            node.boot.restore(&template.image, spec).await
+        }
+        None => boot.cold(spec).await,
     }
     .map_err(|e| Failed::Platform(format!("The runtime could not be started: {e}")))?;
     let (log, count) = (&function.log, &function.counters.instances);
@@ -308,18 +323,19 @@ async fn attempt(
     // What was there could not be used.
     remove_directory(directory.to_owned()).await;
     // The connections and the pipe stay open until the process has been copied.
+    let rehearses = runner.session.rehearses();
     let (live, tasks, capture) = runner.into_parts();
-    let report = node.boot.checkpoint(live, port, spec, directory).await;
+    let report = boot.checkpoint(live, port, spec, directory).await;
     drop((tasks, capture));
     // What was written is there as a whole, and counts only once the metadata names it.
     let report = report
         .map_err(|error| Failed::Platform(format!("The snapshot could not be taken: {error}")))?;
-    let image = node
-        .boot
-        .load(directory, ancestors(template), Residency::Now)
+    let image = boot
+        .load(directory, &ancestors(template), Residency::Now)
         .await
         .map_err(|e| Failed::Platform(format!("The new snapshot could not be loaded: {e}")))?;
-    trial(node, function, revision, &image, point, BootPath::Restore)
+    let rehearsal = rehearsal::events(node, revision, point, rehearses, wanted.warm_up);
+    first_restore(node, function, revision, &image, point, rehearsal)
         .await
         .map_err(|reason| {
             Failed::Platform(format!("The new snapshot failed its trial: {reason}"))
@@ -367,62 +383,49 @@ pub async fn fork_problem(
     Some(format!("The template failed its trial: {reason}"))
 }
 
-fn ancestors(template: Option<&Template>) -> &[LoadedImage] {
-    template.map_or(&[], |template| std::slice::from_ref(&template.image))
-}
-
-/// Restores or forks once. A copy parked in `restore/next` is answered and must then ask for work; one parked in
-/// `invocation/next` cannot be asked anything without running the function, so it must stay alive and connected.
-pub async fn trial(
+/// Restores for the first time: with a rehearsal, if there are events for it and they are answered; else for trial alone.
+async fn first_restore(
     node: &Arc<Node>,
     function: &Arc<Function>,
     revision: &Arc<Revision>,
     image: &LoadedImage,
     point: SnapshotPoint,
-    path: BootPath,
+    events: Vec<Event>,
 ) -> Result<(), String> {
-    let spec = &revision.launches.snapshot;
-    let booted: Booted = match path {
-        BootPath::Fork => node.boot.fork(image, spec).await,
-        _ => node.boot.restore(image, spec).await,
-    }
-    .map_err(|e| e.to_string())?;
-    let restored = Runner::restored(
-        booted,
-        Arc::clone(revision),
-        point,
-        None,
-        &function.log,
-        &function.counters.instances,
-    )
-    .map_err(|e| format!("the copy could not be served: {e}"))?;
-    let runner = restored.runner;
-    match (point, restored.held) {
-        (SnapshotPoint::RestoreNext | SnapshotPoint::RestoreWithEvent, _) => {
-            let limit = Duration::from_secs(node.config.restore_timeout_s);
-            runner
-                .parked(limit)
-                .await
-                .map(drop)
-                .map_err(|ended| ended_text(ended, limit))
-        }
-        (SnapshotPoint::InvocationNext, Some(held)) => {
-            held.set_nonblocking(true).map_err(|e| e.to_string())?;
-            let held = tokio::net::TcpStream::from_std(held).map_err(|e| e.to_string())?;
-            let silence = tokio::time::timeout(TRIAL, held.readable()).await;
-            match (runner.problem(), silence) {
-                (Some(problem), _) => Err(problem),
-                (None, Err(_)) => Ok(()),
-                (None, Ok(_)) => Err("the copy did not keep its connection".into()),
+    if !events.is_empty() {
+        match rehearsal::run(node, function, revision, image, point, events).await {
+            Ok(()) => {
+                // It may have been stored anew.
+                node.collect_snapshots();
+                return Ok(());
             }
+            // The trial says whether something is wrong with the snapshot.
+            Err(reason) => tracing::debug!(
+                function = function.key,
+                reason,
+                "nothing is known of what the function's first call will touch"
+            ),
         }
-        (SnapshotPoint::InvocationNext, None) => Err("the copy has no connection".into()),
+    }
+    trial(node, function, revision, image, point, BootPath::Restore).await
+}
+
+fn ancestors(template: Option<&Template>) -> Vec<LoadedImage> {
+    template.map_or_else(Vec::new, Template::ancestors)
+}
+
+/// Brings all pages into memory, unless they are there already, near or far.
+pub(super) async fn with_all_pages(node: &Node, image: &LoadedImage) -> Result<(), BootError> {
+    match node.boot.is_resident(image) {
+        true => Ok(()),
+        false => node.boot.make_resident(image, None).await,
     }
 }
 
 /// Loads a revision's snapshot as it is on disk.
 pub async fn load_stored(
     node: &Arc<Node>,
+    function: &Function,
     revision: &Arc<Revision>,
     stored: &SnapshotRecord,
     residency: Residency,
@@ -433,7 +436,8 @@ pub async fn load_stored(
         None => None,
     };
     let ancestors = ancestors(template.as_ref());
-    node.boot.load(&directory, ancestors, residency).await
+    let boot = node.boot_of(function)?;
+    boot.load(&directory, &ancestors, residency).await
 }
 
 /// How a start or an invocation ended, for people.
@@ -447,7 +451,7 @@ pub fn ended_text(ended: Ended, limit: Duration) -> String {
             "the after-restore hooks took more than {} s",
             limit.as_secs()
         ),
-        Ended::BootFailed(reason) => reason,
+        Ended::BootFailed(error) => error.reason,
         Ended::Exited(reason) => super::report::exit_text(&reason),
         other => {
             let verdict = verdict(other, "", limit, limit);

@@ -5,14 +5,16 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use rouse_process::instance::BootPath;
+use rouse_process::instance::{BootPath, ExitReason};
 use rouse_process::working_set::WorkingSetReport;
+use tokio::sync::watch;
 
 use super::environment::Launches;
 use super::runner::Runner;
 use super::standby::Standby;
 use crate::boot::LoadedImage;
 use crate::function::record::{FunctionRecord, SnapshotRecord};
+use crate::instances::InstanceId;
 use crate::logs::files::FunctionLog;
 use crate::metrics::counters::Counters;
 use crate::package::CodePin;
@@ -22,6 +24,9 @@ use crate::versions::history::History;
 
 /// Restores, or forks, that may fail in a row before a snapshot's path is given up.
 const MAX_FAILURES: usize = 3;
+
+/// How long an idle instance waits for work although there are enough of them.
+const SURPLUS: Duration = Duration::from_secs(1);
 
 /// One version of a function.
 pub struct Function {
@@ -184,8 +189,8 @@ impl Function {
         self.clear_idle();
     }
 
-    /// Keeps an instance for later, unless there are enough or it is of an old revision.
-    pub fn keep(self: &Arc<Self>, runner: Runner, max_idle: usize) {
+    /// Keeps an instance for later, unless it is of an old revision.
+    pub fn keep(self: &Arc<Self>, mut runner: Runner) {
         if !runner.state().is_reusable() {
             let state = runner.state();
             tracing::error!(function = self.key, %state, "an instance that cannot be used again was to be kept");
@@ -194,25 +199,22 @@ impl Function {
         let current = self.serving().is_some_and(|serving| {
             serving.record.revision_id == runner.revision.record.revision_id
         });
-        if !current {
+        if !current || runner.sandbox != self.record().serving.sandbox() {
             return;
         }
-        self.watch(&runner);
+        if let Some(exit) = runner.exit_once() {
+            self.watch(exit);
+        }
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         idle.push(Idle {
             runner,
             since: Instant::now(),
         });
-        let surplus = idle.len().saturating_sub(max_idle);
-        let ended: Vec<Idle> = idle.drain(..surplus).collect();
-        drop(idle);
-        drop(ended);
     }
 
-    /// Has an idle instance that dies be seen at once.
-    fn watch(self: &Arc<Self>, runner: &Runner) {
+    /// Has an instance that dies while it is idle be seen at once.
+    fn watch(self: &Arc<Self>, mut exit: watch::Receiver<Option<ExitReason>>) {
         let function = Arc::downgrade(self);
-        let mut exit = runner.exit();
         tokio::spawn(async move {
             // An error means that the instance was dropped: we have ended it.
             if exit.wait_for(Option::is_some).await.is_ok()
@@ -251,6 +253,7 @@ impl Function {
                 .unwrap_or_else(PoisonError::into_inner)
                 .pop()?;
             if idle.runner.is_running()
+                && idle.runner.sandbox == self.record().serving.sandbox()
                 && idle.runner.revision.record.revision_id == revision.record.revision_id
             {
                 return Some(idle.runner);
@@ -258,17 +261,30 @@ impl Function {
         }
     }
 
-    /// Ends instances that were idle for longer than `keep_alive`, but leaves `least`.
-    pub fn end_idle(&self, keep_alive: Duration, least: usize) {
+    /// The idle instance with this name.
+    pub fn take_idle_named(&self, id: InstanceId) -> Option<Runner> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        // The oldest come first.
-        let surplus = idle.len().saturating_sub(least);
-        let old = idle
-            .iter()
-            .take(surplus)
-            .take_while(|one| one.since.elapsed() >= keep_alive)
-            .count();
-        let ended: Vec<Idle> = idle.drain(..old).collect();
+        let named = |one: &Idle| {
+            one.runner
+                .badge
+                .as_ref()
+                .is_some_and(|badge| badge.card.id == id)
+        };
+        let at = idle.iter().position(named)?;
+        Some(idle.remove(at).runner)
+    }
+
+    /// Ends instances that were idle for longer than `keep_alive`, but leaves `least`; and those beyond `most` that were idle for
+    /// a moment. Not when they come back: with many requests at once each would end, and the next request start another.
+    pub fn end_idle(&self, keep_alive: Duration, least: usize, most: usize) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those that have been idle for longest come first.
+        let idle_for = |age: Duration, one: &Idle| one.since.elapsed() >= age;
+        let old = idle.iter().take_while(|one| idle_for(keep_alive, one));
+        let old = old.take(idle.len().saturating_sub(least)).count();
+        let many = idle.iter().take_while(|one| idle_for(SURPLUS, one));
+        let many = many.take(idle.len().saturating_sub(most)).count();
+        let ended: Vec<Idle> = idle.drain(..old.max(many)).collect();
         drop(idle);
         drop(ended);
     }

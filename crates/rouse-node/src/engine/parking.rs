@@ -147,15 +147,19 @@ fn step(node: &Arc<Node>, before: bool) -> bool {
 
 /// Is hardly any memory of the host available? What cannot be read is not short.
 fn is_memory_short() -> bool {
+    memory_available() == Some(0)
+}
+
+/// Bytes of the host's memory that may be given to instances which nobody needs at once. `None` where that cannot be read.
+pub(crate) fn memory_available() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let field = |name: &str| -> Option<f64> {
         let line = text.lines().find_map(|line| line.strip_prefix(name))?;
         line.trim().split(' ').next()?.parse().ok()
     };
-    match (field("MemAvailable:"), field("MemTotal:")) {
-        (Some(available), Some(total)) => available < total * LEAST_AVAILABLE,
-        _ => false,
-    }
+    let spare = field("MemAvailable:")? - field("MemTotal:")? * LEAST_AVAILABLE;
+    // Kibibytes; less than nothing is nothing.
+    Some((spare * 1024.0) as u64)
 }
 
 impl Node {

@@ -60,7 +60,9 @@ pub fn verdict(
             let text = exit_text(&reason);
             let kind = match reason {
                 ExitReason::OutOfMemory => "Runtime.OutOfMemory",
-                ExitReason::Code(_) | ExitReason::Signal(_) => "Runtime.ExitError",
+                ExitReason::Code(_) | ExitReason::Signal(_) | ExitReason::Machine(_) => {
+                    "Runtime.ExitError"
+                }
             };
             let note = format!("RequestId: {request_id} Error: {text}\n{kind}");
             error(
@@ -129,6 +131,7 @@ pub fn exit_text(reason: &ExitReason) -> String {
             signal_name(*signal)
         ),
         ExitReason::OutOfMemory => "Runtime exited with error: signal: killed".into(),
+        ExitReason::Machine(how) => format!("Runtime exited with error: {how}"),
     }
 }
 

@@ -66,21 +66,25 @@ async fn start(
     function: &Arc<Function>,
     revision: &Arc<Revision>,
 ) -> Result<(), String> {
-    let booted = node.boot.cold(&revision.launches.cold).await;
+    let kind = function.record().serving.sandbox();
+    let boot = node.boot_of(function).map_err(|error| error.reason)?;
+    let booted = boot.cold(&revision.launches.cold).await;
     let runner = Runner::cold(
-        booted.map_err(|error| error.0)?,
+        booted.map_err(|error| error.reason)?,
         Arc::clone(revision),
         false,
         &function.log,
         &function.counters.instances,
     )
     .map_err(|error| format!("the instance could not be served: {error}"))?;
+    let mut runner = runner.in_sandbox(kind);
     let limit = Duration::from_secs(node.config.init_timeout_s);
     runner
         .parked(limit)
         .await
         .map_err(|ended| format!("it did not come to ask for work: {ended:?}"))?;
-    function.keep(runner, usize::MAX);
+    node.instances.enlist(&mut runner, &function.key);
+    function.keep(runner);
     Ok(())
 }
 

@@ -149,7 +149,14 @@ async fn deliver(node: Weak<Node>, id: u64, mut event: EventRecord) {
 
 /// Removes an event and stores what follows from it, in one transaction. The node lives until that is done, so that what
 /// has been delivered is not delivered again after its next start.
+///
+/// What its handling printed is in the log before that: nobody waits for an event, so if the node is killed, its log is
+/// all that tells of it.
 async fn settle(mut node: Arc<Node>, id: u64, follow_ups: Vec<FollowUp>) {
+    if node.logs.written().await.is_err() {
+        // The node ends; the event stays on disk.
+        return;
+    }
     let follow_ups = Arc::new(follow_ups);
     let mut pause = BACK_OFF.0;
     let ids = loop {

@@ -125,6 +125,11 @@ pub fn key(name: &str, version: &str) -> String {
     }
 }
 
+/// Name and version of a key.
+pub fn key_parts(key: &str) -> (&str, &str) {
+    key.split_once(':').unwrap_or((key, LATEST))
+}
+
 /// The snapshot of a revision, as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

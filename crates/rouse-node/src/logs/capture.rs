@@ -1,8 +1,13 @@
 //! The pipe that is an instance's standard output and error.
+//!
+//! It is read no faster than the function may log: who prints more than that waits in `write`, at the cost of its own time and
+//! not of the node's. Only up to a point, so that one that prints a lot still comes to its end; what is read beyond the allowance
+//! is dropped and counted.
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::net::unix::pipe;
 
@@ -14,6 +19,26 @@ pub const TAIL: usize = 4096;
 
 /// Longest line; longer ones are cut. The limit of a log event in Lambda.
 const MAX_LINE: usize = 256 << 10;
+
+/// Read at a time: what others have to wait for who share the thread, and what is in memory at most.
+const PORTION: usize = 64 << 10;
+
+/// Longest pause after a portion: a function gets rid of some 3 MB a second however little it may log.
+const LONGEST_PAUSE: Duration = Duration::from_millis(20);
+
+/// Read after an invocation at most, if more comes all the time: the most that a pipe of an ordinary process can hold.
+const LAST: usize = 1 << 20;
+
+/// What reading has found.
+#[derive(Debug, PartialEq, Eq)]
+enum Found {
+    /// Nothing more at the moment.
+    Empty,
+    /// There may be more.
+    More,
+    /// The end: nobody can write any more.
+    Closed,
+}
 
 /// Reads one instance's pipe. The reading task and the end of an invocation both drain it.
 #[derive(Debug)]
@@ -54,38 +79,53 @@ impl Capture {
         let Some(pipe) = &self.pipe else { return };
         // `try_read` and not a plain read: it is what tells the runtime that the pipe is empty again.
         while pipe.readable().await.is_ok() {
-            if !self.read(|buffer| pipe.try_read(buffer)) {
-                return;
+            match self.read(PORTION, |buffer| pipe.try_read(buffer)) {
+                Found::Closed => return,
+                Found::Empty => {}
+                Found::More => match self.log.debt().min(LONGEST_PAUSE) {
+                    Duration::ZERO => tokio::task::yield_now().await,
+                    pause => tokio::time::sleep(pause).await,
+                },
             }
         }
     }
 
-    /// Reads what is in the pipe now. `false` when it is closed.
+    /// Reads what is in the pipe now, and not what a process that goes on adds for ever. `false` when it is closed.
     ///
     /// A plain read: the runtime may not have heard yet of what a function wrote right before its answer.
     pub fn drain(&self) -> bool {
         match &self.pipe {
-            Some(pipe) => self.read(|buffer| Ok(rustix::io::read(pipe, buffer)?)),
+            Some(pipe) => {
+                let found = self.read(LAST, |buffer| Ok(rustix::io::read(pipe, buffer)?));
+                found != Found::Closed
+            }
             None => false,
         }
     }
 
-    fn read(&self, mut read: impl FnMut(&mut [u8]) -> io::Result<usize>) -> bool {
+    fn read(&self, most: usize, mut read: impl FnMut(&mut [u8]) -> io::Result<usize>) -> Found {
         let mut state = self.lock();
         let mut buffer = [0u8; 16 << 10];
-        let open = loop {
+        let mut taken = 0;
+        let found = loop {
+            if taken >= most {
+                break Found::More;
+            }
             match read(&mut buffer) {
-                Ok(0) => break false,
-                Ok(n) => state.take(&buffer[..n]),
+                Ok(0) => break Found::Closed,
+                Ok(n) => {
+                    state.take(&buffer[..n]);
+                    taken += n;
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break true,
-                Err(_) => break false,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break Found::Empty,
+                Err(_) => break Found::Closed,
             }
         };
         let lines = std::mem::take(&mut state.lines);
         drop(state);
         self.log.write(lines);
-        open
+        found
     }
 
     /// An invocation begins: what comes now belongs to it.
@@ -229,5 +269,41 @@ mod tests {
         assert_eq!(capture.tail().len(), TAIL);
         let lines = String::from_utf8(files.tail("f", 10).await.unwrap()).unwrap();
         assert_eq!(lines.lines().count(), 3);
+    }
+
+    /// Who prints for ever is read a portion at a time, gets on, and does not keep `end` from ending.
+    #[tokio::test]
+    async fn endless_output_holds_up_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        // Next to nothing may be logged.
+        let files = LogFiles::start(dir.path().to_owned(), 1 << 20, 1).unwrap();
+        let (reader, mut writer) = io::pipe().unwrap();
+        let capture =
+            Arc::new(Capture::new(Some(reader.into()), Arc::new(files.function("f"))).unwrap());
+        let printed = Arc::new(std::sync::atomic::AtomicU64::new(0));
+        let printing = std::thread::spawn({
+            let printed = Arc::clone(&printed);
+            move || {
+                // Until nobody can read it any more.
+                while writer.write_all(&[b'\n'; 4096]).is_ok() {
+                    printed.fetch_add(4096, std::sync::atomic::Ordering::Relaxed);
+                }
+            }
+        });
+        // One thread for all tasks: this one only gets on if the reading task makes room.
+        let reading = tokio::spawn({
+            let capture = Arc::clone(&capture);
+            async move { capture.run().await }
+        });
+        while printed.load(std::sync::atomic::Ordering::Relaxed) < 1 << 20 {
+            tokio::task::yield_now().await;
+        }
+        capture.end(&[]);
+        assert!(capture.drain(), "the function still has it open");
+        assert!(capture.log.dropped() > 0);
+        reading.abort();
+        assert!(reading.await.unwrap_err().is_cancelled());
+        drop(capture);
+        printing.join().unwrap();
     }
 }

@@ -8,12 +8,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::{Serialize, Serializer};
 
 /// Batches that may wait for the writer.
-const QUEUE: usize = 1024;
+const QUEUE: usize = 4096;
+
+/// How long the writer gathers what comes before it writes. Waking it for each line would cost a busy node more than the lines.
+const GATHER: Duration = Duration::from_millis(2);
 
 /// One line of a function's log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -62,36 +65,48 @@ pub struct FunctionLog {
     dropped: AtomicU64,
 }
 
-/// A token bucket that holds four seconds' worth.
+/// A token bucket that holds four seconds' worth. What is allowed may take more than is left: the debt is paid before the next.
 #[derive(Debug)]
 struct Allowance {
     rate: u64,
-    left: u64,
+    left: i128,
     filled: Instant,
 }
 
 impl Allowance {
-    fn take(&mut self, bytes: u64, now: Instant) -> bool {
-        let full = self.rate.saturating_mul(4);
-        let earned = now
-            .saturating_duration_since(self.filled)
-            .as_micros()
-            .saturating_mul(u128::from(self.rate))
-            / 1_000_000;
+    fn new(rate: u64, now: Instant) -> Self {
+        Self {
+            rate,
+            left: i128::from(rate) * 4,
+            filled: now,
+        }
+    }
+
+    fn fill(&mut self, now: Instant) {
+        let passed = now.saturating_duration_since(self.filled).as_micros();
+        let earned = passed.saturating_mul(u128::from(self.rate)) / 1_000_000;
         if earned > 0 {
-            self.left = self
-                .left
-                .saturating_add(u64::try_from(earned).unwrap_or(full))
-                .min(full);
+            let full = i128::from(self.rate) * 4;
+            let earned = i128::try_from(earned).unwrap_or(full);
+            self.left = self.left.saturating_add(earned).min(full);
             self.filled = now;
         }
-        match self.left.checked_sub(bytes) {
-            Some(left) => {
-                self.left = left;
-                true
-            }
-            None => false,
+    }
+
+    fn take(&mut self, bytes: u64, now: Instant) -> bool {
+        self.fill(now);
+        let is_allowed = self.left > 0;
+        if is_allowed {
+            self.left -= i128::from(bytes);
         }
+        is_allowed
+    }
+
+    /// How long until something is allowed again.
+    fn debt(&mut self, now: Instant) -> Duration {
+        self.fill(now);
+        let missing = u64::try_from(1 - self.left).unwrap_or(0);
+        Duration::from_micros(missing.saturating_mul(1_000_000) / self.rate.max(1))
     }
 }
 
@@ -138,6 +153,12 @@ impl FunctionLog {
         }
     }
 
+    /// How long to wait before more is read of what the function prints, so that it prints no faster than it may log.
+    pub fn debt(&self) -> Duration {
+        let mut allowance = (self.allowance.lock()).unwrap_or_else(PoisonError::into_inner);
+        allowance.debt(Instant::now())
+    }
+
     /// Lines that were dropped and not yet reported in the log.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
@@ -153,6 +174,7 @@ impl LogFiles {
             directory: directory.clone(),
             max_bytes,
             open: HashMap::new(),
+            gathered: HashMap::new(),
         };
         let thread = std::thread::Builder::new()
             .name("rouse-logs".into())
@@ -170,11 +192,7 @@ impl LogFiles {
         FunctionLog {
             function: name.into(),
             sender: self.sender().clone(),
-            allowance: Mutex::new(Allowance {
-                rate: self.rate,
-                left: self.rate.saturating_mul(4),
-                filled: Instant::now(),
-            }),
+            allowance: Mutex::new(Allowance::new(self.rate, Instant::now())),
             dropped: AtomicU64::new(0),
         }
     }
@@ -189,20 +207,27 @@ impl LogFiles {
 
     /// The last `lines` lines of a function's log as they lie in the files, after all that was written before has arrived.
     pub async fn tail(&self, name: &str, lines: usize) -> io::Result<Vec<u8>> {
-        let (done, arrived) = channel();
-        let sender = self.sender().clone();
         let paths = [
             rotated(&self.directory, name),
             self.directory.join(format!("{name}.log")),
         ];
-        let read = move || {
-            let _ = sender.send(Command::Flush { done });
-            let _ = arrived.recv();
-            tail_of(&paths, lines)
-        };
-        tokio::task::spawn_blocking(read)
+        self.written().await?;
+        tokio::task::spawn_blocking(move || tail_of(&paths, lines))
             .await
             .map_err(io::Error::other)?
+    }
+
+    /// Waits until all lines that were given before are in their files.
+    pub async fn written(&self) -> io::Result<()> {
+        let (done, arrived) = channel();
+        let sender = self.sender().clone();
+        let wait = move || {
+            let _ = sender.send(Command::Flush { done });
+            let _ = arrived.recv();
+        };
+        tokio::task::spawn_blocking(wait)
+            .await
+            .map_err(io::Error::other)
     }
 
     fn sender(&self) -> &SyncSender<Command> {
@@ -229,6 +254,8 @@ struct Writer {
     directory: PathBuf,
     max_bytes: u64,
     open: HashMap<Arc<str>, (File, u64)>,
+    /// What is to be written next, by function.
+    gathered: HashMap<Arc<str>, Vec<u8>>,
 }
 
 /// Files kept open at a time.
@@ -236,28 +263,71 @@ const MAX_OPEN: usize = 128;
 
 impl Writer {
     fn run(mut self, commands: &Receiver<Command>) {
-        for command in commands {
-            match command {
-                Command::Write { function, lines } => {
-                    if let Err(error) = self.write(&function, &lines) {
-                        tracing::warn!(function = &*function, %error, "cannot write a log file");
-                        self.open.remove(&function);
+        while let Ok(first) = commands.recv() {
+            if matches!(first, Command::Write { .. }) {
+                std::thread::sleep(GATHER);
+            }
+            for command in std::iter::once(first).chain(commands.try_iter().take(QUEUE)) {
+                match command {
+                    Command::Write { function, lines } => self.gather(&function, &lines),
+                    // What came before them is written before them.
+                    Command::Remove { function } => {
+                        self.write_all();
+                        self.remove(&function);
+                    }
+                    Command::Flush { done } => {
+                        self.write_all();
+                        let _ = done.send(());
                     }
                 }
-                Command::Remove { function } => {
-                    self.open.remove(&function);
-                    for path in [self.path(&function), rotated(&self.directory, &function)] {
-                        match fs::remove_file(&path) {
-                            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                                tracing::warn!(path = %path.display(), %error, "cannot remove a log file");
-                            }
-                            _ => {}
-                        }
-                    }
+            }
+            self.write_all();
+        }
+    }
+
+    /// Adds lines to what is to be written. A file that would become too large with them gets what was gathered first.
+    fn gather(&mut self, function: &Arc<str>, lines: &[LogLine]) {
+        let mut bytes = Vec::new();
+        for line in lines {
+            // Text and numbers: there is nothing that could fail.
+            if serde_json::to_writer(&mut bytes, line).is_ok() {
+                bytes.push(b'\n');
+            }
+        }
+        let size = self.open.get(function).map_or(0, |(_, size)| *size);
+        let before = self.gathered.get(function).map_or(0, Vec::len);
+        if size + (before + bytes.len()) as u64 > self.max_bytes {
+            self.write_of(function);
+        }
+        let gathered = self.gathered.entry(Arc::clone(function)).or_default();
+        gathered.extend_from_slice(&bytes);
+    }
+
+    fn write_all(&mut self) {
+        let functions: Vec<Arc<str>> = self.gathered.keys().map(Arc::clone).collect();
+        for function in functions {
+            self.write_of(&function);
+        }
+    }
+
+    fn write_of(&mut self, function: &Arc<str>) {
+        let Some(bytes) = self.gathered.remove(function) else {
+            return;
+        };
+        if let Err(error) = self.write(function, &bytes) {
+            tracing::warn!(function = &**function, %error, "cannot write a log file");
+            self.open.remove(function);
+        }
+    }
+
+    fn remove(&mut self, function: &str) {
+        self.open.remove(function);
+        for path in [self.path(function), rotated(&self.directory, function)] {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(path = %path.display(), %error, "cannot remove a log file");
                 }
-                Command::Flush { done } => {
-                    let _ = done.send(());
-                }
+                _ => {}
             }
         }
     }
@@ -266,12 +336,7 @@ impl Writer {
         self.directory.join(format!("{function}.log"))
     }
 
-    fn write(&mut self, function: &Arc<str>, lines: &[LogLine]) -> io::Result<()> {
-        let mut bytes = Vec::new();
-        for line in lines {
-            serde_json::to_writer(&mut bytes, line)?;
-            bytes.push(b'\n');
-        }
+    fn write(&mut self, function: &Arc<str>, bytes: &[u8]) -> io::Result<()> {
         if self
             .open
             .get(function)
@@ -292,7 +357,7 @@ impl Writer {
             self.open.insert(Arc::clone(function), (file, size));
         }
         if let Some((file, size)) = self.open.get_mut(function) {
-            file.write_all(&bytes)?;
+            file.write_all(bytes)?;
             *size += bytes.len() as u64;
         }
         Ok(())
@@ -410,13 +475,40 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let logs = LogFiles::start(dir.path().to_owned(), 1 << 20, 100).unwrap();
         let log = logs.function("f");
-        log.write(vec![line(&"x".repeat(1000))]);
+        let large = "x".repeat(1_000_000);
+        log.write(vec![line(&large)]);
+        assert_eq!(log.dropped(), 0);
+        // It would be hours until then.
+        assert!(log.debt() > Duration::from_secs(3600));
+        log.write(vec![line("too much")]);
         assert_eq!(log.dropped(), 1);
+        log.allowance.lock().unwrap().left = 1;
+        assert_eq!(log.debt(), Duration::ZERO);
         log.write(vec![line("small")]);
         let seen = messages(&logs.tail("f", 10).await.unwrap());
-        assert_eq!(seen.len(), 2);
-        assert!(seen[0].starts_with("[rouse] 1 lines were dropped"));
-        assert_eq!(seen[1], "small");
+        assert_eq!(seen.len(), 3);
+        assert_eq!(seen[0], large);
+        assert!(seen[1].starts_with("[rouse] 1 lines were dropped"));
+        assert_eq!(seen[2], "small");
+    }
+
+    #[test]
+    fn a_debt_is_paid_by_the_time_that_it_says() {
+        let start = Instant::now();
+        let mut allowance = Allowance::new(1000, start);
+        assert_eq!(allowance.debt(start), Duration::ZERO);
+        assert!(allowance.take(9000, start));
+        assert!(!allowance.take(1, start));
+        let wait = allowance.debt(start);
+        assert_eq!(wait, Duration::from_millis(5001));
+        let before = start + wait - Duration::from_millis(1);
+        assert!(!allowance.take(1, before));
+        assert!(allowance.take(1, start + wait));
+        // However long it was quiet, no more than four seconds' worth is saved up.
+        let later = start + Duration::from_secs(1000);
+        assert!(allowance.take(3999, later));
+        assert!(allowance.take(1, later));
+        assert!(!allowance.take(1, later));
     }
 
     proptest::proptest! {

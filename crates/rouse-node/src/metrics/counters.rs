@@ -55,7 +55,7 @@ impl ErrorKind {
 }
 
 /// Names of the reasons for which instances end by themselves.
-const DEATHS: [&str; 3] = ["exit", "signal", "out_of_memory"];
+const DEATHS: [&str; 4] = ["exit", "signal", "out_of_memory", "machine"];
 
 /// Place in [`DEATHS`].
 fn death(reason: &ExitReason) -> usize {
@@ -63,6 +63,7 @@ fn death(reason: &ExitReason) -> usize {
         ExitReason::Code(_) => 0,
         ExitReason::Signal(_) => 1,
         ExitReason::OutOfMemory => 2,
+        ExitReason::Machine(_) => 3,
     }
 }
 

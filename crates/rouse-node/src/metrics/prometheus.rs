@@ -124,6 +124,7 @@ fn series(report: &NodeReport) -> Vec<Series<'_>> {
                 instances.busy += one.instances.busy;
                 instances.idle += one.instances.idle;
                 instances.parked += one.instances.parked;
+                instances.held += one.instances.held;
                 let flow = one.requests.unwrap_or_default();
                 requests.waiting += flow.waiting;
                 requests.running += flow.running;
@@ -235,6 +236,7 @@ fn of_functions(writer: &mut Writer<'_>, series: &[Series<'_>]) -> fmt::Result {
             ("busy", s.instances.busy),
             ("idle", s.instances.idle),
             ("parked", s.instances.parked),
+            ("held", s.instances.held),
         ]
         .map(|(state, count)| (s.with("state", state), count as u64))
     });
@@ -386,6 +388,11 @@ fn of_pager(writer: &mut Writer<'_>, pager: &PagerReport) -> fmt::Result {
             "pager_poisoned_pages",
             "Pages of instances that were made unusable because they could not be filled",
             pager.poisoned_pages,
+        ),
+        (
+            "pager_shortages",
+            "Times that there was no memory for a page that an instance waits for",
+            pager.shortages,
         ),
     ] {
         writer.counter(name, help, value)?;

@@ -155,6 +155,8 @@ pub struct PagerReport {
     pub damaged_pieces: u64,
     /// Pages made unusable in an instance because they could not be filled.
     pub poisoned_pages: u64,
+    /// Times that there was no memory for a page that somebody waits for.
+    pub shortages: u64,
 }
 
 impl From<&Tally> for TallyReport {
@@ -278,6 +280,7 @@ fn pager(node: &Node) -> Option<PagerReport> {
         watched: stats.watched,
         faults: stats.faults,
         poisoned_pages: stats.poisoned_pages,
+        shortages: stats.shortages,
         demanded_pages: growing("demanded_pages", pools.demanded_pages),
         prefetched_pages: growing("prefetched_pages", pools.prefetched_pages),
         synthesized_pages: growing("synthesized_pages", pools.synthesized_pages),

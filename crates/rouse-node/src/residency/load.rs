@@ -18,16 +18,38 @@ impl Node {
         function: &Arc<Function>,
         revision: &Arc<Revision>,
     ) -> Option<Arc<ReadySnapshot>> {
+        self.snapshot_for(function, revision, Residency::OnDemand)
+            .await
+    }
+
+    /// The same for a request that is going to be served from it: its working set is on its way when this returns.
+    pub(crate) async fn snapshot_to_invoke(
+        self: &Arc<Self>,
+        function: &Arc<Function>,
+        revision: &Arc<Revision>,
+    ) -> Option<Arc<ReadySnapshot>> {
+        self.snapshot_for(function, revision, Residency::ForCall)
+            .await
+    }
+
+    async fn snapshot_for(
+        self: &Arc<Self>,
+        function: &Arc<Function>,
+        revision: &Arc<Revision>,
+        residency: Residency,
+    ) -> Option<Arc<ReadySnapshot>> {
         match revision.snapshot() {
             SnapshotStatus::Ready(ready) => match self.boot.problem(&ready.image) {
                 None => Some(ready),
                 Some(problem) => {
                     self.condemn(function, revision, &ready, problem);
                     // Another version may have been kept.
-                    self.load_stored(function, revision, true).await
+                    self.load_stored(function, revision, Some(residency)).await
                 }
             },
-            SnapshotStatus::Stored(_) => self.load_stored(function, revision, true).await,
+            SnapshotStatus::Stored(_) => {
+                self.load_stored(function, revision, Some(residency)).await
+            }
             SnapshotStatus::Pending { .. } | SnapshotStatus::Failed { .. } => None,
         }
     }
@@ -38,14 +60,15 @@ impl Node {
         function: &Arc<Function>,
         revision: &Arc<Revision>,
     ) {
-        self.load_stored(function, revision, false).await;
+        self.load_stored(function, revision, None).await;
     }
 
+    /// Loads a stored snapshot, to keep it in that way, or only to see whether it can be used.
     async fn load_stored(
         self: &Arc<Self>,
         function: &Arc<Function>,
         revision: &Arc<Revision>,
-        keep: bool,
+        keep: Option<Residency>,
     ) -> Option<Arc<ReadySnapshot>> {
         // Whoever comes second finds what the first one has loaded.
         let _one_at_a_time = revision.loading.lock().await;
@@ -56,8 +79,9 @@ impl Node {
                 SnapshotStatus::Ready(ready) => return Some(ready),
                 SnapshotStatus::Pending { .. } | SnapshotStatus::Failed { .. } => return None,
             };
-            match build::load_stored(self, revision, &stored.record, Residency::OnDemand).await {
-                Ok(image) if keep => {
+            let residency = keep.unwrap_or(Residency::OnDemand);
+            match build::load_stored(self, function, revision, &stored.record, residency).await {
+                Ok(image) if keep.is_some() => {
                     let ready = ready(image, &stored);
                     revision.set_snapshot(SnapshotStatus::Ready(Arc::clone(&ready)));
                     return Some(ready);

@@ -11,24 +11,31 @@
 //! [`heat`] says how often a function is called, [`plan`] what follows from it (by the cost model of
 //! [`rouse_pool::cost`]), [`load`] moves snapshots between disk and memory. `docs/tiers.md` says why.
 
+mod costs;
+pub mod far;
 mod heap;
 pub mod heat;
 pub mod load;
 pub mod plan;
 pub mod report;
+mod shortage;
+mod templates;
 
+use std::sync::Arc;
 use std::sync::Weak;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use rouse_pool::NumaNode;
-use rouse_pool::cost::{Budgets, CostInputs, Tier, measure_far};
+use rouse_pool::cost::{Budgets, CostInputs, Tier};
 use rouse_snapshot::model::PAGE_SIZE;
 
+use crate::boot::LoadedImage;
 use crate::engine::function::{Function, ReadySnapshot, Revision, SnapshotStatus};
 use crate::node::Node;
-use plan::{Action, Candidate, Decision};
+use far::FarTier;
+use heat::Reading;
+use plan::{Action, Candidate, Decision, Family};
+use templates::LoadedTemplate;
 
 /// Between two looks at everything.
 const PERIOD: Duration = Duration::from_millis(500);
@@ -44,11 +51,8 @@ const RELEASE_PAUSE: Duration = Duration::from_secs(5);
 pub struct ResidencyPolicy {
     budgets: Budgets,
     idle_limit: Duration,
-    inputs: Mutex<Arc<CostInputs>>,
-    /// The node of the far tier.
-    far: Option<NumaNode>,
-    /// It is there no more.
-    is_far_lost: AtomicBool,
+    costs: costs::Costs,
+    far: FarTier,
 }
 
 /// One loaded snapshot, and whose it is.
@@ -59,96 +63,78 @@ struct Loaded {
     candidate: Candidate,
 }
 
+/// All that the policy decides about.
+struct Everything {
+    functions: Vec<Loaded>,
+    templates: Vec<LoadedTemplate>,
+    /// Pages in near memory that all else holds.
+    other_pages: u64,
+}
+
 impl ResidencyPolicy {
     /// With settings of the node. A DRAM budget of 0 is a quarter of the host's memory.
     pub fn new(settings: &crate::config::MemorySettings) -> Self {
-        let far = settings.far_node.map(NumaNode).filter(|node| {
-            let is_there = node.has_memory();
-            if !is_there {
-                let node = node.0;
-                tracing::warn!(node, "there is no such far memory: functions stay in DRAM");
-            }
-            is_there
-        });
         Self {
-            far,
-            is_far_lost: AtomicBool::new(false),
+            far: FarTier::new(settings),
             budgets: Budgets {
                 dram: match settings.dram_bytes {
                     0 => host_memory() / 4,
                     bytes => bytes,
                 },
-                far: match (far, settings.far_bytes) {
-                    (None, _) => 0,
-                    (Some(node), 0) => node.bytes() / 4 * 3,
-                    (Some(_), bytes) => bytes,
-                },
+                // As much as there is at each moment.
+                far: 0,
                 compressed: settings.compressed_bytes,
             },
             idle_limit: Duration::from_secs(settings.idle_s),
-            inputs: Mutex::new(Arc::default()),
+            costs: costs::Costs::default(),
         }
     }
 
     /// What tiers may hold.
     pub fn budgets(&self) -> Budgets {
-        match self.is_far_lost.load(Ordering::Relaxed) {
-            true => Budgets {
-                far: 0,
-                ..self.budgets
-            },
-            false => self.budgets,
-        }
-    }
-
-    /// The far tier cannot be used: what would be there goes elsewhere until the node starts anew.
-    fn lose_far(&self) {
-        if !self.is_far_lost.swap(true, Ordering::Relaxed) {
-            tracing::warn!("the far memory is not used any more");
+        Budgets {
+            far: self.far.budget(),
+            ..self.budgets
         }
     }
 
     /// What things cost.
     pub fn inputs(&self) -> Arc<CostInputs> {
-        self.inputs
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.costs.inputs()
     }
-}
-
-/// Finds out what things cost on this host. Takes a fraction of a second of one processor, the first time.
-async fn learn_costs(node: &Arc<Node>) {
-    let state = node.config.state_dir.clone();
-    let far = node.residency.far;
-    let task = tokio::task::spawn_blocking(move || {
-        let mut inputs = CostInputs::load_or_measure(&state);
-        inputs.far = far.and_then(|node| measure_far(node).ok());
-        inputs
-    });
-    // Cancelled only when the node ends.
-    let Ok(inputs) = task.await else { return };
-    node.boot.set_costs(&inputs);
-    let mut known = node
-        .residency
-        .inputs
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
-    *known = Arc::new(inputs);
 }
 
 /// Keeps the node under its budgets until it ends.
 pub(crate) async fn run(node: Weak<Node>) {
     heap::keep_small();
     if let Some(node) = node.upgrade() {
-        learn_costs(&node).await;
+        costs::learn(&node).await;
     }
+    let Some(shortage) = node.upgrade().map(|node| node.boot.shortage()) else {
+        return;
+    };
     let mut unloading = 0;
+    let mut shortages = 0;
+    let mut until_measured = costs::BETWEEN;
     loop {
-        tokio::time::sleep(PERIOD).await;
+        let is_short = tokio::select! {
+            () = tokio::time::sleep(PERIOD) => false,
+            () = shortage.notified() => true,
+        };
         let Some(node) = node.upgrade() else { return };
         if !node.config.memory.managed {
             return;
+        }
+        // What is short of memory may have none to say so.
+        let before = std::mem::replace(&mut shortages, shortage::count(&node));
+        if is_short || shortages > before {
+            shortage::make_room(&node).await;
+            continue;
+        }
+        until_measured = until_measured.saturating_sub(PERIOD);
+        if until_measured.is_zero() {
+            until_measured = costs::BETWEEN;
+            costs::learn_when_idle(&node).await;
         }
         // When the last one is gone, or, if there always is another one, from time to time.
         unloading = match step(&node).await {
@@ -166,24 +152,36 @@ pub(crate) async fn run(node: Weak<Node>) {
 
 /// Looks at everything once. Returns whether a function was unloaded.
 async fn step(node: &Arc<Node>) -> bool {
-    let (loaded, others) = {
+    let found = {
         let node = Arc::clone(node);
         let found = tokio::task::spawn_blocking(move || gather(&node)).await;
         let Ok(found) = found else { return false };
         found
     };
-    for one in &loaded {
+    let loaded = &found.functions;
+    for one in loaded {
         if let Some(problem) = node.boot.problem(&one.ready.image) {
             node.condemn(&one.function, &one.revision, &one.ready, problem);
         }
     }
-    let decisions = decide(node, &loaded, others);
+    let (decisions, of_templates) = decide(node, &found);
     // First what makes room.
     let takes_room =
         |decision: &Decision| matches!(decision.action, Action::Promote | Action::PlaceFar);
+    // A template is let go of after its functions, and brought in before them.
     for second in [false, true] {
         for (one, decision) in loaded.iter().zip(&decisions) {
+            if !second && !takes_room(decision) {
+                act(node, one, decision.action).await;
+            }
+        }
+        for (one, decision) in found.templates.iter().zip(&of_templates) {
             if takes_room(decision) == second {
+                templates::act(node, one, decision.action).await;
+            }
+        }
+        for (one, decision) in loaded.iter().zip(&decisions) {
+            if second && takes_room(decision) {
                 act(node, one, decision.action).await;
             }
         }
@@ -191,19 +189,29 @@ async fn step(node: &Arc<Node>) -> bool {
     decisions.iter().any(|d| d.action == Action::Unload)
 }
 
-fn decide(node: &Node, loaded: &[Loaded], others: u64) -> Vec<Decision> {
+/// For functions, then for templates.
+fn decide(node: &Node, found: &Everything) -> (Vec<Decision>, Vec<Decision>) {
     let policy = &node.residency;
-    // What templates and snapshots on trial hold, and what ends soon, is not to be had.
+    // What snapshots on trial hold, and what ends soon, is not to be had.
+    let others = found.other_pages * PAGE_SIZE;
     let budgets = Budgets {
-        dram: policy.budgets.dram.saturating_sub(others * PAGE_SIZE),
+        dram: policy.budgets.dram.saturating_sub(others),
         ..policy.budgets()
     };
-    let candidates: Vec<Candidate> = loaded.iter().map(|one| one.candidate).collect();
-    plan::plan(&policy.inputs(), &budgets, policy.idle_limit, &candidates)
+    let functions = found.functions.iter().map(|one| one.candidate);
+    let functions: Vec<Candidate> = functions.collect();
+    let families: Vec<Family> = found.templates.iter().map(LoadedTemplate::family).collect();
+    plan::plan_families(
+        &policy.inputs(),
+        &budgets,
+        policy.idle_limit,
+        &functions,
+        &families,
+    )
 }
 
-/// All loaded snapshots of functions, and the pages that everything else holds.
-fn gather(node: &Node) -> (Vec<Loaded>, u64) {
+/// All loaded snapshots, and the pages that everything else holds.
+fn gather(node: &Node) -> Everything {
     let now = Instant::now();
     let mut loaded = Vec::new();
     let mut held = 0;
@@ -214,23 +222,11 @@ fn gather(node: &Node) -> (Vec<Loaded>, u64) {
         let SnapshotStatus::Ready(ready) = revision.snapshot() else {
             continue;
         };
-        let usage = node.boot.image_use(&ready.image);
-        let near_pages = usage.resident_pages.saturating_sub(usage.far_pages);
+        let heat = node.heat_of(&function, now);
+        let is_in_use = function.counters.instances.load(Ordering::Relaxed) > function.idle_count()
+            && revision.was_released_within(RELEASE_PAUSE);
+        let (candidate, near_pages) = candidate(node, &ready.image, heat, is_in_use);
         held += near_pages;
-        let candidate = Candidate {
-            heat: node.heat_of(&function, now),
-            is_resident: node.boot.is_resident(&ready.image),
-            is_in_use: function.counters.instances.load(Ordering::Relaxed) > function.idle_count()
-                && revision.was_released_within(RELEASE_PAUSE),
-            is_compressed: usage.compressed_bytes > 0,
-            is_far: usage.far_pages > 0,
-            is_stale: node.boot.is_stale(&ready.image),
-            resident_pages: usage.resident_pages,
-            wired_pages: usage.wired_pages,
-            pool_pages: ready.image.pool_pages,
-            hot_pages: usage.hot_pages,
-            stored_bytes: usage.stored_bytes,
-        };
         loaded.push(Loaded {
             function,
             revision,
@@ -238,39 +234,90 @@ fn gather(node: &Node) -> (Vec<Loaded>, u64) {
             candidate,
         });
     }
-    (loaded, node.boot.pages_held().saturating_sub(held))
+    let templates = templates::gather(node, &loaded);
+    held += templates
+        .iter()
+        .map(LoadedTemplate::near_pages)
+        .sum::<u64>();
+    Everything {
+        functions: loaded,
+        templates,
+        other_pages: node.boot.pages_held().saturating_sub(held),
+    }
+}
+
+/// A snapshot as the policy sees it, and its pages in near memory.
+fn candidate(node: &Node, image: &LoadedImage, heat: Reading, is_in_use: bool) -> (Candidate, u64) {
+    let usage = node.boot.image_use(image);
+    let near_pages = usage.resident_pages.saturating_sub(usage.far_pages);
+    let candidate = Candidate {
+        heat,
+        is_resident: node.boot.is_resident(image),
+        is_in_use,
+        is_compressed: usage.compressed_bytes > 0,
+        is_far: usage.far_pages > 0,
+        is_stale: node.boot.is_stale(image),
+        resident_pages: usage.resident_pages,
+        wired_pages: usage.wired_pages,
+        left_behind: match usage.far_pages >= image.pool_pages {
+            true => near_pages.saturating_sub(usage.wired_pages),
+            false => 0,
+        },
+        pool_pages: image.pool_pages,
+        hot_pages: usage.hot_pages,
+        stored_bytes: usage.stored_bytes,
+    };
+    (candidate, near_pages)
 }
 
 async fn act(node: &Arc<Node>, one: &Loaded, action: Action) {
-    let key = &one.function.key;
-    let image = &one.ready.image;
-    let result = match action {
-        Action::Keep => return,
+    match action {
+        Action::Keep => {}
         Action::Unload => {
+            let key = &one.function.key;
             tracing::debug!(function = key, "idle: its snapshot stays on disk");
-            return node.unload(&one.revision, &one.ready);
+            node.unload(&one.revision, &one.ready);
         }
         Action::Release | Action::Compress => {
-            tracing::debug!(function = key, ?action, "its pages leave the memory");
-            let compress = action == Action::Compress;
             one.revision.note_release();
+            move_pages(node, &one.function.key, &one.ready.image, action).await;
+        }
+        Action::Promote | Action::PlaceFar => {
+            move_pages(node, &one.function.key, &one.ready.image, action).await;
+        }
+    }
+}
+
+/// Moves the pages of a function or a template, which is called `name`.
+async fn move_pages(node: &Node, name: &str, image: &LoadedImage, action: Action) {
+    let result = match action {
+        Action::Keep | Action::Unload => return,
+        Action::Release | Action::Compress => {
+            let Ok(_leaving) = image.stays.try_write() else {
+                // The next round finds it again, if nobody needs all of them then.
+                return;
+            };
+            tracing::debug!(name, ?action, "its pages leave the memory");
+            let compress = action == Action::Compress;
             node.boot.release(image, compress).await.map(drop)
         }
         Action::Promote => {
-            tracing::debug!(function = key, "all its pages come into memory");
+            tracing::debug!(name, "all its pages come into memory");
             node.boot.make_resident(image, None).await
         }
         Action::PlaceFar => {
-            tracing::debug!(function = key, "its pages come to far memory");
-            let placed = node.boot.make_resident(image, node.residency.far).await;
-            if placed.is_err() {
-                node.residency.lose_far();
+            tracing::debug!(name, "its pages come to far memory");
+            match node.residency.far.memory() {
+                None => return,
+                Some(far) => {
+                    let placed = node.boot.make_resident(image, Some(far)).await;
+                    placed.inspect_err(|_| node.residency.far.has_failed())
+                }
             }
-            placed
         }
     };
     if let Err(error) = result {
-        tracing::warn!(function = key, ?action, %error, "its memory could not be moved");
+        tracing::warn!(name, ?action, %error, "its memory could not be moved");
     }
 }
 

@@ -6,7 +6,7 @@ use rouse_pool::cost::{Budgets, CostInputs, Subject, Tier, place};
 
 use super::heat::Reading;
 
-/// Of two functions that are equally hot, the one that is in memory stays there.
+/// Of two functions that are equally hot, the one that is in memory stays there, and in near memory if it is there.
 const INERTIA: f64 = 1.25;
 
 /// A loaded snapshot.
@@ -28,6 +28,8 @@ pub struct Candidate {
     pub resident_pages: u64,
     /// Pages that stay as long as it is loaded.
     pub wired_pages: u64,
+    /// Pages that are still in near memory though all are in a file on far memory, for instances that started before.
+    pub left_behind: u64,
     /// Pages of its pool.
     pub pool_pages: u64,
     /// Pages that a call touches.
@@ -84,6 +86,65 @@ pub fn plan(
         .collect()
 }
 
+/// A language template, and which of the candidates map its pages.
+#[derive(Debug, Clone)]
+pub struct Family {
+    /// The template. Its heat is that of all its functions together.
+    pub template: Candidate,
+    /// Indices of its functions.
+    pub functions: Vec<usize>,
+}
+
+/// As [`plan`], with templates: decisions for the functions, then for the templates.
+///
+/// A template moves down as functions do. No function is in memory as a whole without its template: it would wait for the
+/// template's pages all the same. A template that nobody is called of goes to disk.
+pub fn plan_families(
+    inputs: &CostInputs,
+    budgets: &Budgets,
+    idle_limit: Duration,
+    functions: &[Candidate],
+    families: &[Family],
+) -> (Vec<Decision>, Vec<Decision>) {
+    let templates = families.iter().map(|family| family.template);
+    let all: Vec<Candidate> = functions.iter().copied().chain(templates).collect();
+    let mut of_functions = plan(inputs, budgets, idle_limit, &all);
+    let mut of_templates = of_functions.split_off(functions.len());
+    for (family, decision) in families.iter().zip(&mut of_templates) {
+        if family.template.is_stale {
+            // Absent pages could not come any more.
+            *decision = Decision {
+                tier: Tier::Dram,
+                action: Action::Keep,
+            };
+        } else if decision.action == Action::Unload {
+            // Functions that are called again are made of it: it stays known.
+            *decision = Decision {
+                tier: Tier::Disk,
+                action: action_in(&family.template, Tier::Disk),
+            };
+        }
+        if is_whole(decision.tier) {
+            continue;
+        }
+        for index in &family.functions {
+            let function = &mut of_functions[*index];
+            if is_whole(function.tier) && function.action != Action::Unload {
+                *function = Decision {
+                    tier: Tier::Disk,
+                    action: action(&functions[*index], Tier::Disk, idle_limit),
+                };
+            }
+        }
+    }
+    (of_functions, of_templates)
+}
+
+/// Are all pages of what is in that tier in memory?
+fn is_whole(tier: Tier) -> bool {
+    matches!(tier, Tier::Dram | Tier::Far)
+}
+
 /// A candidate with all its pages, wherever it may be.
 pub fn subject_of(candidate: &Candidate) -> Subject {
     Subject {
@@ -97,7 +158,11 @@ pub fn subject_of(candidate: &Candidate) -> Subject {
 
 fn subject(candidate: &Candidate, idle_limit: Duration) -> Subject {
     let stays = candidate.is_resident || candidate.heat.is_called_again;
-    let inertia = if candidate.is_resident { INERTIA } else { 1.0 };
+    let inertia = match (candidate.is_resident, candidate.is_far) {
+        (true, false) => INERTIA * INERTIA,
+        (true, true) => INERTIA,
+        (false, _) => 1.0,
+    };
     Subject {
         rate: candidate.heat.rate * inertia,
         pages: match stays {
@@ -113,16 +178,25 @@ fn subject(candidate: &Candidate, idle_limit: Duration) -> Subject {
 }
 
 fn action(candidate: &Candidate, tier: Tier, idle_limit: Duration) -> Action {
-    let can_shrink = candidate.is_resident
-        || (candidate.resident_pages > candidate.wired_pages && !candidate.is_in_use);
     match tier {
         _ if candidate.heat.idle > idle_limit => Action::Unload,
         // It is loaded again with the next call.
         _ if candidate.is_stale && !(tier == Tier::Dram && candidate.is_resident) => Action::Unload,
+        tier => action_in(candidate, tier),
+    }
+}
+
+fn action_in(candidate: &Candidate, tier: Tier) -> Action {
+    let can_shrink = candidate.is_resident
+        || (candidate.resident_pages > candidate.wired_pages && !candidate.is_in_use);
+    match tier {
         Tier::Dram if candidate.is_resident && candidate.is_far => Action::Promote,
         Tier::Dram if candidate.is_resident || !candidate.heat.is_called_again => Action::Keep,
         Tier::Dram => Action::Promote,
-        Tier::Far if candidate.is_resident && candidate.is_far => Action::Keep,
+        Tier::Far if candidate.is_resident && candidate.is_far => match candidate.left_behind {
+            0 => Action::Keep,
+            _ => Action::PlaceFar,
+        },
         Tier::Far if candidate.is_resident || candidate.heat.is_called_again => Action::PlaceFar,
         Tier::Far if can_shrink => Action::Release,
         Tier::Far => Action::Keep,
@@ -153,6 +227,7 @@ mod tests {
             is_in_use: false,
             resident_pages: if is_resident { 1000 } else { 30 },
             wired_pages: 10,
+            left_behind: 0,
             pool_pages: 1000,
             hot_pages: 200,
             stored_bytes: 400 * PAGE,
@@ -200,6 +275,76 @@ mod tests {
         let mut idle = candidate(0.0, true);
         idle.heat.idle = IDLE * 2;
         assert_eq!(actions(u64::MAX / PAGE, &[idle]), [Action::Unload]);
+    }
+
+    fn families(
+        pages: u64,
+        functions: &[Candidate],
+        template: Candidate,
+    ) -> (Vec<Tier>, Tier, Action) {
+        let budgets = Budgets {
+            dram: pages * PAGE,
+            far: 0,
+            compressed: 0,
+        };
+        let family = Family {
+            template,
+            functions: (0..functions.len()).collect(),
+        };
+        let (of_functions, of_templates) = plan_families(
+            &CostInputs::default(),
+            &budgets,
+            IDLE,
+            functions,
+            std::slice::from_ref(&family),
+        );
+        let tiers = of_functions.iter().map(|decision| decision.tier);
+        (
+            tiers.collect(),
+            of_templates[0].tier,
+            of_templates[0].action,
+        )
+    }
+
+    #[test]
+    fn a_template_stays_as_long_as_a_function_does() {
+        let functions = [candidate(2.0, true), candidate(0.1, true)];
+        let template = candidate(2.1, true);
+        let found = families(3000, &functions, template);
+        assert_eq!(
+            found,
+            (vec![Tier::Dram, Tier::Dram], Tier::Dram, Action::Keep)
+        );
+        // The colder function goes first.
+        let found = families(2000, &functions, template);
+        assert_eq!(
+            found,
+            (vec![Tier::Dram, Tier::Disk], Tier::Dram, Action::Keep)
+        );
+        let found = families(500, &functions, template);
+        assert_eq!(
+            found,
+            (vec![Tier::Disk, Tier::Disk], Tier::Disk, Action::Release)
+        );
+        // Functions that touch nothing of their template go with it all the same.
+        let functions = [candidate(2.0, true), candidate(1.9, true)];
+        let unused = Candidate {
+            hot_pages: 0,
+            ..template
+        };
+        let found = families(2500, &functions, unused);
+        assert_eq!(
+            found,
+            (vec![Tier::Disk, Tier::Disk], Tier::Disk, Action::Release)
+        );
+    }
+
+    #[test]
+    fn a_template_of_which_nothing_is_called_goes_to_disk_and_stays_known() {
+        let mut template = candidate(0.0, true);
+        template.heat.idle = IDLE * 2;
+        let found = families(3000, &[], template);
+        assert_eq!(found, (vec![], Tier::Disk, Action::Release));
     }
 
     #[test]

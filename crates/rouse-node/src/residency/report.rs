@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use rouse_pool::cost::{CostInputs, Tier};
+use rouse_pool::cost::{CopyChoices, CostInputs, MapOrCopy, Tier};
 use rouse_snapshot::model::PAGE_SIZE;
 use serde::Serialize;
 
+use super::costs::MeasuredAt;
+use super::plan::{Candidate, Decision};
 use super::{decide, gather, tier_now};
+use crate::boot::LoadedImage;
 use crate::engine::function::SnapshotStatus;
 use crate::node::Node;
 use crate::refusal::Refusal;
@@ -17,10 +20,19 @@ use crate::refusal::Refusal;
 pub struct TiersReport {
     /// What things cost on this host.
     pub inputs: CostInputs,
+    /// When and how often it was measured; `None` while it is for the first time.
+    pub measured: Option<MeasuredAt>,
+    /// What follows from that for pages that a boot may map or copy.
+    pub choices: CopyChoices,
+    /// Why far memory that was asked for is not used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub far_problem: Option<String>,
     /// Each tier.
     pub tiers: BTreeMap<&'static str, TierUse>,
     /// Each function that has a snapshot, by name.
     pub functions: Vec<FunctionPlace>,
+    /// Each language template that is in memory or was.
+    pub templates: Vec<FunctionPlace>,
 }
 
 /// What a tier holds.
@@ -57,6 +69,8 @@ pub struct FunctionPlace {
     pub hot_pages: u64,
     /// Bytes in DRAM.
     pub dram_bytes: u64,
+    /// Of these, bytes in pages of 2 MiB.
+    pub huge_bytes: u64,
     /// Bytes in far memory.
     pub far_bytes: u64,
     /// Bytes of stored pieces in memory.
@@ -81,8 +95,8 @@ impl Node {
 
 /// As [`Node::tiers`], in a thread that may block.
 pub(crate) fn tiers_report(node: &Node) -> TiersReport {
-    let (loaded, others) = gather(node);
-    let decisions = decide(node, &loaded, others);
+    let found = gather(node);
+    let (decisions, of_templates) = decide(node, &found);
     let inputs = node.residency.inputs();
     let budgets = node.residency.budgets();
     let mut tiers: BTreeMap<&'static str, TierUse> = BTreeMap::new();
@@ -99,39 +113,21 @@ pub(crate) fn tiers_report(node: &Node) -> TiersReport {
         tiers.insert(tier.name(), used);
     }
     let mut functions = Vec::new();
-    for (one, decision) in loaded.iter().zip(&decisions) {
-        let candidate = &one.candidate;
-        let usage = node.boot.image_use(&one.ready.image);
-        let tier = tier_now(candidate);
-        let subject = super::plan::subject_of(candidate);
-        let place = FunctionPlace {
-            name: one.function.key.clone(),
-            residency: match candidate.is_resident {
-                true => "resident",
-                false => "loaded",
-            },
-            tier: tier.name(),
-            target: decision.tier.name(),
-            heat: candidate.heat.rate,
-            idle_s: candidate.heat.idle.as_secs_f64(),
-            pages: candidate.pool_pages,
-            resident_pages: candidate.resident_pages,
-            hot_pages: candidate.hot_pages,
-            dram_bytes: candidate.resident_pages.saturating_sub(usage.far_pages) * PAGE_SIZE,
-            far_bytes: usage.far_pages * PAGE_SIZE,
-            compressed_bytes: usage.compressed_bytes,
-            disk_bytes: usage.stored_bytes,
-            boot_us: Tier::ALL
-                .into_iter()
-                .filter(|tier| *tier != Tier::Far || inputs.far.is_some())
-                .map(|tier| (tier.name(), inputs.boot_ns(tier, &subject) / 1000.0))
-                .collect(),
-        };
+    for (one, decision) in found.functions.iter().zip(&decisions) {
+        let (name, image) = (&one.function.key, &one.ready.image);
+        let place = place_of(node, name, image, &one.candidate, decision);
         count(&mut tiers, &place);
         functions.push(place);
     }
+    let mut templates = Vec::new();
+    for (one, decision) in found.templates.iter().zip(&of_templates) {
+        let (name, image) = (&one.template.name, &one.template.image);
+        let place = place_of(node, name, image, &one.candidate, decision);
+        count_bytes(&mut tiers, &place);
+        templates.push(place);
+    }
     if let Some(dram) = tiers.get_mut(Tier::Dram.name()) {
-        dram.used += others * PAGE_SIZE;
+        dram.used += found.other_pages * PAGE_SIZE;
     }
     for place in stored(node) {
         // It was loaded a moment ago.
@@ -144,12 +140,58 @@ pub(crate) fn tiers_report(node: &Node) -> TiersReport {
     functions.sort_by(|a, b| a.name.cmp(&b.name));
     TiersReport {
         inputs: CostInputs::clone(&inputs),
+        measured: node.residency.costs.measured(),
+        choices: MapOrCopy::new(&inputs).choices(),
+        far_problem: node.residency.far.problem(),
         tiers,
         functions,
+        templates,
+    }
+}
+
+/// Where a loaded snapshot is, and where it belongs.
+fn place_of(
+    node: &Node,
+    name: &str,
+    image: &LoadedImage,
+    candidate: &Candidate,
+    decision: &Decision,
+) -> FunctionPlace {
+    let usage = node.boot.image_use(image);
+    let inputs = node.residency.inputs();
+    let subject = super::plan::subject_of(candidate);
+    FunctionPlace {
+        name: name.to_owned(),
+        residency: match candidate.is_resident {
+            true => "resident",
+            false => "loaded",
+        },
+        tier: tier_now(candidate).name(),
+        target: decision.tier.name(),
+        heat: candidate.heat.rate,
+        idle_s: candidate.heat.idle.as_secs_f64(),
+        pages: candidate.pool_pages,
+        resident_pages: candidate.resident_pages,
+        hot_pages: candidate.hot_pages,
+        dram_bytes: candidate.resident_pages.saturating_sub(usage.far_pages) * PAGE_SIZE,
+        huge_bytes: usage.huge_pages * PAGE_SIZE,
+        far_bytes: usage.far_pages * PAGE_SIZE,
+        compressed_bytes: usage.compressed_bytes,
+        disk_bytes: usage.stored_bytes,
+        boot_us: Tier::ALL
+            .into_iter()
+            .filter(|tier| *tier != Tier::Far || inputs.far.is_some())
+            .map(|tier| (tier.name(), inputs.boot_ns(tier, &subject) / 1000.0))
+            .collect(),
     }
 }
 
 fn count(tiers: &mut BTreeMap<&'static str, TierUse>, place: &FunctionPlace) {
+    count_bytes(tiers, place);
+    tiers.entry(place.tier).or_default().functions += 1;
+}
+
+fn count_bytes(tiers: &mut BTreeMap<&'static str, TierUse>, place: &FunctionPlace) {
     for (tier, bytes) in [
         (Tier::Dram, place.dram_bytes),
         (Tier::Far, place.far_bytes),
@@ -158,7 +200,6 @@ fn count(tiers: &mut BTreeMap<&'static str, TierUse>, place: &FunctionPlace) {
     ] {
         tiers.entry(tier.name()).or_default().used += bytes;
     }
-    tiers.entry(place.tier).or_default().functions += 1;
 }
 
 /// Functions of which nothing is in memory.
@@ -181,6 +222,7 @@ fn stored(node: &Node) -> Vec<FunctionPlace> {
             resident_pages: 0,
             hot_pages: 0,
             dram_bytes: 0,
+            huge_bytes: 0,
             far_bytes: 0,
             compressed_bytes: 0,
             disk_bytes: stored.record.disk_bytes,

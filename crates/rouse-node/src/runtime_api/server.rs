@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::fmt::Write as _;
+use std::io;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -15,12 +16,14 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use rouse_process::instance::LaunchSpec;
-use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
-use super::session::{Denied, Event, Next, RuntimeAnswer, RuntimeError, Session};
+use crate::boot::{ApiListener, ParkedStream};
+
+use super::session::{Denied, Event, Next, RestoreAccepts, RuntimeAnswer, RuntimeError, Session};
 
 /// Largest response of a function, bytes: 6 MiB and 100.
 pub const MAX_RESPONSE: usize = 6_291_556;
@@ -34,11 +37,55 @@ const MAX_ERROR: usize = 1 << 20;
 const PREFIX: &str = "/2018-06-01/runtime/";
 const ERROR_TYPE: &str = "lambda-runtime-function-error-type";
 const ERROR_BODY: &str = "lambda-runtime-function-error-body";
+/// Header of an event that the runtime's client is to answer itself; ours.
+const REHEARSAL: &str = "rouse-rehearsal";
 /// What a runtime can take along with the answer to its `restore/next`; ours.
 const RESTORE_ACCEPT: &str = "rouse-restore-accept";
+/// What a runtime can take as the reply to its answer; ours.
+const RESPONSE_ACCEPT: &str = "rouse-response-accept";
+/// Tells a runtime that it is a copy of one that has answered events; ours.
+const COPIED: &str = "rouse-copied: 1\r\n";
 const RESPONSE_MODE: &str = "lambda-runtime-function-response-mode";
 
 type Reply = Response<Full<Bytes>>;
+
+/// Has a task of `tasks` answer every connection of a runtime.
+pub fn spawn(
+    listener: ApiListener,
+    session: Arc<Session>,
+    tasks: &mut JoinSet<()>,
+) -> io::Result<()> {
+    match listener {
+        ApiListener::Loopback(listener) => {
+            listener.set_nonblocking(true)?;
+            tasks.spawn(accept(TcpListener::from_std(listener)?, session));
+        }
+        ApiListener::Carried(connections) => {
+            tasks.spawn(take(connections, session));
+        }
+    }
+    Ok(())
+}
+
+/// As [`accept`], of connections that are carried here.
+async fn take(
+    mut connections: mpsc::Receiver<std::os::unix::net::UnixStream>,
+    session: Arc<Session>,
+) {
+    let mut served = JoinSet::new();
+    while let Some(stream) = connections.recv().await {
+        while served.try_join_next().is_some() {}
+        let stream = stream
+            .set_nonblocking(true)
+            .and_then(|()| UnixStream::from_std(stream));
+        match stream {
+            Ok(stream) => drop(served.spawn(serve_on(stream, 0, Arc::clone(&session)))),
+            Err(error) => tracing::warn!(%error, "cannot take a runtime's connection"),
+        }
+    }
+    // No more come; those that are open go on.
+    while served.join_next().await.is_some() {}
+}
 
 /// Answers every connection to `listener` until dropped; its connections end with it.
 pub async fn accept(listener: TcpListener, session: Arc<Session>) {
@@ -62,17 +109,61 @@ pub async fn accept(listener: TcpListener, session: Arc<Session>) {
 ///
 /// The bytes go out before anything is read, so the answer may lie in the socket before the copy runs.
 /// `port` is the client's; it matters only if a snapshot of the copy is to be taken.
-pub async fn serve_parked(mut stream: TcpStream, port: u16, answer: Bytes, session: Arc<Session>) {
-    if let Err(error) = stream.write_all(&answer).await {
-        tracing::debug!(%error, "a restored runtime is gone before its answer");
-        return;
+pub async fn serve_parked(stream: ParkedStream, port: u16, answer: Bytes, session: Arc<Session>) {
+    let error = match stream {
+        ParkedStream::Loopback(stream) => match TcpStream::from_std(stream) {
+            Ok(mut stream) => match stream.write_all(&answer).await {
+                Ok(()) => return serve(stream, port, session).await,
+                Err(error) => error,
+            },
+            Err(error) => error,
+        },
+        ParkedStream::Carried(stream) => match UnixStream::from_std(stream) {
+            Ok(mut stream) => match stream.write_all(&answer).await {
+                Ok(()) => return serve_on(stream, port, session).await,
+                Err(error) => error,
+            },
+            Err(error) => error,
+        },
+    };
+    tracing::debug!(%error, "a restored runtime is gone before its answer");
+}
+
+/// Serves a runtime that has waited for its next event since before it was copied. Nothing is read until there is one: the
+/// request was made by the process that it is a copy of.
+pub async fn serve_waiting(
+    stream: ParkedStream,
+    port: u16,
+    event: oneshot::Receiver<Event>,
+    wakes_as: WakesAs,
+    session: Arc<Session>,
+) {
+    // Another request of the same runtime has taken its place otherwise.
+    if let Ok(event) = event.await {
+        serve_parked(stream, port, answer_to_waiting(&event, wakes_as), session).await;
     }
-    serve(stream, port, session).await;
+}
+
+/// What a runtime that waits for its next event has been.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WakesAs {
+    /// Nothing before: its snapshot was taken there.
+    New,
+    /// Another instance, from which it must differ: clients that know the header run what makes it so.
+    Copy,
 }
 
 async fn serve(stream: TcpStream, port: u16, session: Arc<Session>) {
     // Small answers must not wait for the client's acknowledgement.
     let _ = stream.set_nodelay(true);
+    serve_on(stream, port, session).await;
+}
+
+async fn serve_on(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    port: u16,
+    session: Arc<Session>,
+) {
     let service = service_fn(move |request| {
         let session = Arc::clone(&session);
         async move { Ok::<_, Infallible>(handle(request, port, &session).await) }
@@ -116,8 +207,15 @@ pub fn template_answer(spec: &LaunchSpec) -> Bytes {
 
 /// The answer to a parked `invocation/next`, as bytes.
 pub fn event_answer(event: &Event) -> Bytes {
+    answer_to_waiting(event, WakesAs::New)
+}
+
+fn answer_to_waiting(event: &Event, wakes_as: WakesAs) -> Bytes {
     let mut head = String::with_capacity(512);
     head.push_str("HTTP/1.1 200 OK\r\n");
+    if wakes_as == WakesAs::Copy {
+        head.push_str(COPIED);
+    }
     for (name, value) in event_headers(event) {
         // Header values were made from strings, or are left out; this cannot lose bytes that matter.
         let _ = write!(
@@ -164,6 +262,9 @@ fn event_headers(event: &Event) -> Vec<(&'static str, HeaderValue)> {
             headers.push((name, value));
         }
     }
+    if event.rehearsal {
+        headers.push((REHEARSAL, HeaderValue::from_static("1")));
+    }
     headers
 }
 
@@ -179,11 +280,10 @@ async fn handle(request: Request<Incoming>, port: u16, session: &Session) -> Rep
     match (request.method(), parts.as_slice()) {
         (&Method::GET, ["invocation", "next"]) => next(session, port).await,
         (&Method::GET, ["restore", "next"]) if session.snapshotting() => {
-            let with_event = request
-                .headers()
-                .get(RESTORE_ACCEPT)
-                .is_some_and(|v| v == "invocation");
-            restore_next(session, port, with_event).await
+            let accepts = request.headers().get(RESTORE_ACCEPT);
+            let accepts = accepts.and_then(|value| value.to_str().ok());
+            let accepts = accepts.map(RestoreAccepts::parse).unwrap_or_default();
+            parked(session.restore_next(port, accepts)).await
         }
         (&Method::GET, ["warm-up", "next"]) if session.snapshotting() => {
             warm_up_next(session).await
@@ -197,8 +297,17 @@ async fn handle(request: Request<Incoming>, port: u16, session: &Session) -> Rep
         (&Method::POST, ["init", "error"]) => {
             reported(session.init_error(read_error(request, "Runtime").await))
         }
-        (&Method::POST, ["invocation", id, "response"]) => response(request, session, id).await,
-        (&Method::POST, ["invocation", id, "error"]) => error(request, session, id).await,
+        (&Method::POST, ["invocation", id, kind @ ("response" | "error")]) => {
+            let takes_next = takes_invocation(&request, RESPONSE_ACCEPT);
+            let reply = match *kind {
+                "response" => response(request, session, id).await,
+                _ => error(request, session, id).await,
+            };
+            match takes_next && reply.status() == StatusCode::ACCEPTED {
+                true => next(session, port).await,
+                false => reply,
+            }
+        }
         (_, ["restore", _]) if !session.snapshotting() => not_found(),
         (
             _,
@@ -209,6 +318,12 @@ async fn handle(request: Request<Incoming>, port: u16, session: &Session) -> Rep
         }
         _ => not_found(),
     }
+}
+
+/// Does the runtime say in this header that the reply may be an invocation?
+fn takes_invocation(request: &Request<Incoming>, header: &str) -> bool {
+    let value = request.headers().get(header);
+    value.is_some_and(|value| value == "invocation")
 }
 
 async fn next(session: &Session, port: u16) -> Reply {
@@ -256,10 +371,6 @@ fn event_reply(event: &Event) -> Reply {
             .insert(HeaderName::from_static(name), value);
     }
     reply
-}
-
-async fn restore_next(session: &Session, port: u16, with_event: bool) -> Reply {
-    parked(session.restore_next(port, with_event)).await
 }
 
 async fn parked(released: Result<oneshot::Receiver<()>, Denied>) -> Reply {

@@ -18,6 +18,7 @@ fn event(payload: &str) -> Event {
         trace_id: "Root=1-a;Parent=b;Sampled=0".into(),
         client_context: Some("{\"a\":\"ä\"}".into()),
         payload: payload.to_owned().into(),
+        rehearsal: false,
     }
 }
 
@@ -124,6 +125,52 @@ async fn one_invocation_to_the_byte() {
     .await;
     assert_eq!(status, 403);
     assert!(body.contains("State transition from RuntimeResponseSentState to InvocationResponse failed for runtime."), "{body}");
+}
+
+#[tokio::test]
+async fn the_next_invocation_may_come_with_the_reply_to_an_answer() {
+    let session = Arc::new(Session::started(false));
+    let (mut client, _tasks) = start(&session).await;
+    let first = session.begin(event("1"));
+    send(&mut client, get(NEXT)).await;
+    let answer = |kind: &str| {
+        let mut request = post(
+            &format!("/2018-06-01/runtime/invocation/req-1/{kind}"),
+            "{}",
+        );
+        let accept = HeaderValue::from_static("invocation");
+        request.headers_mut().insert(RESPONSE_ACCEPT, accept);
+        request
+    };
+    // It does not wait for the next one: the caller has its answer, and the runtime is ready.
+    let mut phases = session.phases();
+    let waiting = tokio::spawn(async move {
+        let reply = send(&mut client, answer("response")).await;
+        (reply, client)
+    });
+    assert!(matches!(
+        first.await.unwrap(),
+        RuntimeAnswer::Response { .. }
+    ));
+    let is_parked = |phase: &Phase| matches!(phase, Phase::Parked { .. });
+    phases.wait_for(is_parked).await.unwrap();
+    assert_eq!(session.state(), super::super::session::RuntimeState::Ready);
+
+    let second = session.begin(event("2"));
+    let ((status, headers, body), mut client) = waiting.await.unwrap();
+    assert_eq!((status, body.as_str()), (200, "2"));
+    assert_eq!(headers["lambda-runtime-aws-request-id"], "req-1");
+    // After an error, too; and an answer that is refused is not followed by anything.
+    let mut phases = session.phases();
+    let begins = async {
+        assert!(matches!(second.await.unwrap(), RuntimeAnswer::Error(_)));
+        phases.wait_for(is_parked).await.unwrap();
+        drop(session.begin(event("3")));
+    };
+    let (reply, ()) = tokio::join!(send(&mut client, answer("error")), begins);
+    assert_eq!(reply.2, "3");
+    let unknown = post("/2018-06-01/runtime/invocation/other/response", "1");
+    assert_eq!(send(&mut client, unknown).await.0, 400);
 }
 
 #[tokio::test]
@@ -344,6 +391,7 @@ async fn the_parked_request_is_answered_and_the_connection_goes_on() {
             }
         };
         let mut tasks = JoinSet::new();
+        let server = server.into_std().unwrap().into();
         tasks.spawn(serve_parked(server, 0, bytes.clone(), Arc::clone(&session)));
         // The client sent its request in another life; it only reads.
         let mut read = vec![0; bytes.len()];

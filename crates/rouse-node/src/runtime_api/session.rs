@@ -88,6 +88,30 @@ pub struct Event {
     pub client_context: Option<String>,
     /// The event itself, JSON.
     pub payload: Bytes,
+    /// Is it not for the handler, but for the runtime's client itself?
+    pub rehearsal: bool,
+}
+
+/// What a runtime takes along with the answer to `restore/next`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RestoreAccepts {
+    /// Its first event.
+    pub invocation: bool,
+    /// A rehearsal: an event that it answers without the handler.
+    pub rehearsal: bool,
+}
+
+impl RestoreAccepts {
+    /// What a runtime says in its header: a list of words, of which others than ours say nothing.
+    pub fn parse(text: &str) -> Self {
+        let says = |word| text.split(',').any(|found| found.trim() == word);
+        let invocation = says("invocation");
+        Self {
+            invocation,
+            // It comes as an event does.
+            rehearsal: invocation && says("rehearsal"),
+        }
+    }
 }
 
 /// How an invocation ended, as the runtime says.
@@ -183,6 +207,8 @@ struct Inner {
     state: RuntimeState,
     /// Are there warm-up events, or may there be more?
     warming: bool,
+    /// Can it rehearse, as it said when it asked for its restore?
+    rehearses: bool,
     /// Waits for the runtime to ask.
     queued: Option<Event>,
     /// The runtime waits for an event.
@@ -235,6 +261,7 @@ impl Session {
             inner: Mutex::new(Inner {
                 state,
                 warming: false,
+                rehearses: false,
                 queued: None,
                 waiter: None,
                 restore_waiter: None,
@@ -414,12 +441,17 @@ impl Session {
         Ok(released)
     }
 
-    /// `GET restore/next`, of a runtime that can (`with_event`) or cannot take its first event along with the answer.
+    /// Did the runtime say that it can rehearse?
+    pub fn rehearses(&self) -> bool {
+        self.lock().rehearses
+    }
+
+    /// `GET restore/next`, of a runtime that `accepts` this along with the answer.
     /// The receiver never yields: only the copies of the snapshot are answered.
     pub fn restore_next(
         &self,
         port: u16,
-        with_event: bool,
+        accepts: RestoreAccepts,
     ) -> Result<oneshot::Receiver<()>, Denied> {
         let mut inner = self.lock();
         match inner.state {
@@ -432,10 +464,11 @@ impl Session {
             }
         }
         inner.state = RuntimeState::RestoreReady;
+        inner.rehearses = accepts.rehearsal;
         let (waiter, released) = oneshot::channel();
         inner.restore_waiter = Some(waiter);
         drop(inner);
-        let point = if with_event {
+        let point = if accepts.invocation {
             SnapshotPoint::RestoreWithEvent
         } else {
             SnapshotPoint::RestoreNext

@@ -8,6 +8,7 @@ fn event(id: &str) -> Event {
         trace_id: "Root=1".into(),
         client_context: None,
         payload: Bytes::from_static(b"{}"),
+        rehearsal: false,
     }
 }
 
@@ -57,7 +58,7 @@ fn a_lost_connection_does_not_lose_the_event() {
 #[test]
 fn the_snapshot_protocol_runs_in_order() {
     let session = Session::started(true);
-    let mut parked = session.restore_next(9, false).unwrap();
+    let mut parked = session.restore_next(9, RestoreAccepts::default()).unwrap();
     assert!(parked.try_recv().is_err());
     assert_eq!(
         *session.phases().borrow(),
@@ -73,7 +74,7 @@ fn the_snapshot_protocol_runs_in_order() {
 
     let copy = Session::restored(SnapshotPoint::RestoreNext);
     let _answer = copy.begin(event("1"));
-    assert!(copy.restore_next(9, false).is_err());
+    assert!(copy.restore_next(9, RestoreAccepts::default()).is_err());
     assert!(matches!(copy.next(9), Ok(Next::Now(_))));
 
     let copy = Session::restored(SnapshotPoint::RestoreNext);
@@ -152,7 +153,7 @@ mod any_order {
                         Ok(Next::Wait(wait)) => waits.push(wait),
                         Err(_) => prop_assert!(session.state() != RuntimeState::Ready),
                     },
-                    1 => drop(session.restore_next(1, true)),
+                    1 => drop(session.restore_next(1, RestoreAccepts::parse("invocation"))),
                     2 => drop(session.init_error(failure())),
                     3 => drop(session.restore_error(failure())),
                     4 if !open => {
@@ -214,10 +215,18 @@ fn warm_up_events_come_before_the_snapshot() {
         assert_eq!(answer.try_recv().unwrap(), response(text));
     }
     // Not before it has asked, and been told, that there is nothing more.
-    assert!(session.restore_next(1, true).is_err());
+    assert!(
+        session
+            .restore_next(1, RestoreAccepts::parse("invocation"))
+            .is_err()
+    );
     session.end_warm_up();
     assert!(matches!(session.warm_up_next(), Ok(None)));
-    assert!(session.restore_next(1, true).is_ok());
+    assert!(
+        session
+            .restore_next(1, RestoreAccepts::parse("invocation"))
+            .is_ok()
+    );
     assert!(session.warm_up_next().is_err());
 }
 
@@ -231,7 +240,28 @@ fn a_runtime_that_waits_for_warm_up_events_is_told_that_there_are_no_more() {
     assert!(waiting.try_recv().is_err());
     assert_eq!(session.state(), RuntimeState::Started);
     assert_eq!(*session.phases().borrow(), Phase::Working);
-    assert!(session.restore_next(1, true).is_ok());
+    assert!(
+        session
+            .restore_next(1, RestoreAccepts::parse("invocation"))
+            .is_ok()
+    );
     // Without a warm-up it is told at once.
     assert!(matches!(Session::started(true).warm_up_next(), Ok(None)));
+}
+
+#[test]
+fn what_a_runtime_accepts_is_a_list_of_words() {
+    let accepts = |text| {
+        let RestoreAccepts {
+            invocation,
+            rehearsal,
+        } = RestoreAccepts::parse(text);
+        (invocation, rehearsal)
+    };
+    assert_eq!(accepts("invocation"), (true, false));
+    assert_eq!(accepts("invocation, rehearsal"), (true, true));
+    assert_eq!(accepts("other,rehearsal ,invocation"), (true, true));
+    assert_eq!(accepts("rehearsal"), (false, false), "it comes as an event");
+    assert_eq!(accepts("invocations"), (false, false));
+    assert_eq!(accepts(""), (false, false));
 }

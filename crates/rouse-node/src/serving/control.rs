@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::policy::{KeepAlive, OF_ALL_VERSIONS, Serving, ServingPolicy};
 use crate::engine::admission::FlowLimits;
+use crate::engine::build::{self, Occasion};
 use crate::engine::function::{Function, SnapshotStatus};
 use crate::function::arn::{FunctionRef, LATEST};
 use crate::function::record::{FunctionRecord, State};
@@ -67,12 +68,45 @@ impl Node {
             )));
         }
         let before = record.serving.reserved_concurrency;
+        let kind = record.serving.sandbox();
         record.serving = record.serving.patched(patch)?;
+        self.check_sandbox(&record)?;
+        let changes_kind = kind != record.serving.sandbox();
+        if changes_kind && (&record.state, &record.last_update) != (&State::Done, &State::Done) {
+            return Err(Refusal::ResourceConflict(
+                "The function is being built; its kind of sandbox can be changed after that."
+                    .into(),
+            ));
+        }
         self.check_reservation(before, record.serving.reserved_concurrency)?;
         self.commit(vec![record.clone()]).await?;
         function.set_record(Arc::new(record));
         self.configure_flow(&function);
+        if changes_kind && let Some(revision) = function.serving() {
+            // No instance and no snapshot of one kind is any use for the other.
+            function.clear_idle();
+            build::spawn(
+                self,
+                Arc::clone(&function),
+                revision,
+                Occasion::Restart { problem: None },
+            );
+        }
         Ok(function)
+    }
+
+    /// Can this node run the function in the kind of sandbox that it is to have?
+    pub(crate) fn check_sandbox(&self, record: &FunctionRecord) -> Result<(), Refusal> {
+        let memory_mib = record.settings.memory_mib;
+        match self.sandboxes.of(record.serving.sandbox()) {
+            Ok(boot) => boot.fits(memory_mib).map_err(|error| error.reason),
+            Err(error) => Err(error.reason.clone()),
+        }
+        .map_err(|reason| {
+            Refusal::InvalidParameterValue(format!(
+                "The function cannot have the sandbox microvm: {reason}."
+            ))
+        })
     }
 
     /// Leaves a reservation room for the functions that have none?
@@ -167,7 +201,7 @@ impl Node {
         serving: &Serving,
         now: Instant,
     ) -> usize {
-        let fixed = serving.ready_wanted(function.busy_count());
+        let fixed = serving.ready_wanted(self.busy_of(function));
         if serving.keep_alive != KeepAlive::Histogram {
             return fixed;
         }
@@ -185,7 +219,7 @@ impl Node {
             Some(SnapshotStatus::Ready(ready)) => self.boot.parked_count(&ready.image),
             _ => 0,
         };
-        let there = function.busy_count() + function.idle_count() + parked;
+        let there = self.busy_of(function) + function.idle_count() + parked;
         Provisioned {
             requested,
             available: u32::try_from(there).unwrap_or(u32::MAX).min(requested),

@@ -61,6 +61,29 @@ impl FromStr for Isolation {
     }
 }
 
+/// The kind of sandbox that a function's instances have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SandboxChoice {
+    /// Processes behind namespaces and a filter of system calls, which share the host's kernel.
+    #[default]
+    Process,
+    /// A virtual machine with a kernel of its own.
+    Microvm,
+}
+
+impl FromStr for SandboxChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "process" => Ok(SandboxChoice::Process),
+            "microvm" => Ok(SandboxChoice::Microvm),
+            _ => Err("must be process or microvm".to_owned()),
+        }
+    }
+}
+
 /// What comes of a request that runs when its client goes away. One that waits leaves the queue in any case.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -146,6 +169,9 @@ impl fmt::Display for KeepAlive {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ServingPolicy {
+    /// The kind of its sandboxes. `None` is `process`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<SandboxChoice>,
     /// Are instances used again?
     #[serde(skip_serializing_if = "Option::is_none")]
     pub isolation: Option<Isolation>,
@@ -185,6 +211,8 @@ pub struct ServingPolicy {
 /// How a function is served: its policy, completed by the node's defaults.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Serving {
+    /// The kind of its sandboxes.
+    pub sandbox: SandboxChoice,
     /// Are instances used again?
     pub isolation: Isolation,
     /// Instances that exist at any time.
@@ -299,6 +327,11 @@ impl ServingPolicy {
         Ok(())
     }
 
+    /// The kind of sandbox that holds.
+    pub fn sandbox(&self) -> SandboxChoice {
+        self.sandbox.unwrap_or_default()
+    }
+
     /// What holds on a node.
     pub fn on(&self, config: &NodeConfig) -> Serving {
         let count = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
@@ -311,6 +344,7 @@ impl ServingPolicy {
             count(config.parked_max).max(least)
         });
         Serving {
+            sandbox: self.sandbox(),
             isolation: self.isolation.unwrap_or(config.isolation),
             min_instances: self.min_instances.unwrap_or(0),
             max_instances: self.max_instances,

@@ -8,15 +8,18 @@
 //! those that all functions have. So its pages may be shared by everybody.
 //!
 //! [`plan`] says what a template depends on, which gives it its name; [`fit`] says which functions can be made of it;
-//! [`build`] takes the snapshot. docs/templates.md says why.
+//! [`build`] takes the snapshot, and [`specimen`] that of what all its functions have in common. docs/templates.md says why.
 
+mod attended;
 pub mod build;
 pub mod fit;
 pub mod plan;
+pub mod specimen;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use rouse_process::launcher::Residency;
 use rouse_runtimes::Runtime;
@@ -37,6 +40,42 @@ pub struct Template {
     pub name: String,
     /// Its snapshot.
     pub image: LoadedImage,
+    /// That of its specimen, if it has one.
+    pub specimen: Option<LoadedImage>,
+    /// When its pages were let go of, the last time.
+    released: Arc<Mutex<Option<Instant>>>,
+}
+
+impl Template {
+    fn new(name: &str, image: LoadedImage) -> Self {
+        Self {
+            name: name.to_owned(),
+            image,
+            specimen: None,
+            released: Arc::default(),
+        }
+    }
+
+    /// What snapshots of its functions may descend from.
+    pub fn ancestors(&self) -> Vec<LoadedImage> {
+        let specimen = self.specimen.iter();
+        std::iter::once(&self.image)
+            .chain(specimen)
+            .cloned()
+            .collect()
+    }
+
+    /// Its pages are let go of.
+    pub fn note_release(&self) {
+        let mut released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
+        *released = Some(Instant::now());
+    }
+
+    /// Were its pages let go of so lately?
+    pub fn was_released_within(&self, time: Duration) -> bool {
+        let released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
+        released.is_some_and(|at| at.elapsed() < time)
+    }
 }
 
 /// The templates of a node, made or loaded when a function first needs one.
@@ -52,7 +91,11 @@ type Slot = Arc<tokio::sync::Mutex<State>>;
 enum State {
     #[default]
     Unknown,
-    Ready(Template),
+    Ready {
+        template: Template,
+        /// There is a specimen, or it was tried to make one: not every build is to pay for the attempt.
+        is_complete: bool,
+    },
     /// It is not tried again before the node starts anew: every build would pay for the attempt.
     Failed(String),
 }
@@ -61,6 +104,16 @@ impl Templates {
     fn slot(&self, name: &str) -> Slot {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         slots.entry(name.to_owned()).or_default().clone()
+    }
+
+    /// Those that are in memory. One that is being made is left out.
+    pub fn loaded(&self) -> Vec<Template> {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let ready = |slot: &Slot| match &*slot.try_lock().ok()? {
+            State::Ready { template, .. } => Some(template.clone()),
+            State::Unknown | State::Failed(_) => None,
+        };
+        slots.values().filter_map(ready).collect()
     }
 }
 
@@ -99,21 +152,36 @@ impl Node {
         fit::check(&plan, revision)?;
         let slot = self.templates.slot(&plan.name);
         let mut state = slot.lock().await;
-        match &*state {
-            // One that was removed would take its descendants with it at the next start.
-            State::Ready(template) if self.template_directory(&plan.name).exists() => {
-                return Ok(template.clone());
-            }
+        // One that was removed would take its descendants with it at the next start.
+        let is_there = |template: &Template| {
+            self.template_directory(&plan.name).exists()
+                && self.boot.problem(&template.image).is_none()
+        };
+        let known = match &*state {
+            State::Ready {
+                template,
+                is_complete: true,
+            } if is_there(template) => return Ok(template.clone()),
+            State::Ready { template, .. } if is_there(template) => Some(template.clone()),
             State::Failed(reason) => return Err(reason.clone()),
-            State::Ready(_) | State::Unknown => {}
-        }
-        let made = match self.load_template(&plan).await {
-            Ok(template) => Ok(template),
-            Err(_) => self.make_template(&plan).await,
+            State::Ready { .. } | State::Unknown => None,
+        };
+        let made = match known {
+            Some(template) => Ok(template),
+            None => match self.load_template(&plan).await {
+                Ok(template) => Ok(template),
+                Err(_) => self.make_template(&plan).await,
+            },
         };
         match made {
-            Ok(template) => {
-                *state = State::Ready(template.clone());
+            Ok(mut template) => {
+                if template.specimen.is_none() {
+                    template.specimen = self.specimen(&plan, &template.image, true).await;
+                }
+                *state = State::Ready {
+                    template: template.clone(),
+                    is_complete: true,
+                };
                 Ok(template)
             }
             Err(reason) => {
@@ -133,12 +201,18 @@ impl Node {
         }
         let slot = self.templates.slot(parent);
         let mut state = slot.lock().await;
-        if let State::Ready(template) = &*state {
+        if let State::Ready { template, .. } = &*state
+            && self.boot.problem(&template.image).is_none()
+        {
             return Some(template.clone());
         }
         match self.load_template(&plan).await {
-            Ok(template) => {
-                *state = State::Ready(template.clone());
+            Ok(mut template) => {
+                template.specimen = self.specimen(&plan, &template.image, false).await;
+                *state = State::Ready {
+                    template: template.clone(),
+                    is_complete: template.specimen.is_some(),
+                };
                 Some(template)
             }
             Err(problem) => {
@@ -152,9 +226,6 @@ impl Node {
         let directory = self.template_directory(&plan.name);
         let image = self.boot.load(&directory, &[], Residency::Now).await;
         let image = image.map_err(|error| error.to_string())?;
-        Ok(Template {
-            name: plan.name.clone(),
-            image,
-        })
+        Ok(Template::new(&plan.name, image))
     }
 }

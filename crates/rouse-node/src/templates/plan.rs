@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use rouse_process::instance::LaunchSpec;
-use rouse_runtimes::{Runtime, command};
+use rouse_runtimes::{Runtime, RuntimeCommand, command};
 use rouse_sandbox::{Limits, Network};
 use sha2::{Digest, Sha256};
 
@@ -25,6 +25,8 @@ pub struct TemplatePlan {
     pub name: String,
     /// The program without a function.
     pub launch: LaunchSpec,
+    /// The program with a function of nobody, of which a specimen is made; for runtimes of which functions have pages in common.
+    pub specimen: Option<LaunchSpec>,
 }
 
 impl TemplatePlan {
@@ -42,6 +44,7 @@ impl TemplatePlan {
             nodejs: config.interpreters.nodejs.clone(),
         };
         let mut command = command(runtime, &interpreters, &task_dir, "");
+        let specimen = specimen(config, runtime, &interpreters, &task_dir);
         // The last argument is the handler, and there is none.
         command.argv.pop();
         let mut env = common_variables(config);
@@ -91,8 +94,56 @@ impl TemplatePlan {
             // Writing to a string cannot fail.
             let _ = write!(name, "{byte:02x}");
         }
-        Some(Self { name, launch })
+        let specimen = specimen.map(|command| LaunchSpec {
+            argv: command.argv,
+            env: command.env,
+            task_dir: config.state_dir.join(SPECIMEN_PACKAGE),
+            ..launch.clone()
+        });
+        Some(Self {
+            name,
+            launch,
+            specimen,
+        })
     }
+}
+
+/// Directory of the state directory that holds the package of a specimen.
+const SPECIMEN_PACKAGE: &str = "specimen-package";
+
+/// What a specimen's function is told of itself; values are about as long as others'.
+const SPECIMEN: [(&str, &str); 9] = [
+    ("_HANDLER", "app.handler"),
+    ("AWS_LAMBDA_FUNCTION_NAME", "specimen"),
+    ("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST"),
+    ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "256"),
+    ("AWS_LAMBDA_LOG_GROUP_NAME", "/aws/lambda/specimen"),
+    (
+        "AWS_LAMBDA_LOG_STREAM_NAME",
+        "rouse/[$LATEST]00000000-0000-0000-0000-000000000000",
+    ),
+    ("AWS_LAMBDA_LOG_FORMAT", "Text"),
+    ("AWS_EXECUTION_ENV", "AWS_Lambda_python3"),
+    ("AWS_LAMBDA_INITIALIZATION_TYPE", "snap-start"),
+];
+
+/// Command line and variables of a function of nobody, as those of others are.
+fn specimen(
+    config: &NodeConfig,
+    runtime: Runtime,
+    interpreters: &rouse_runtimes::Interpreters,
+    task_dir: &std::path::Path,
+) -> Option<RuntimeCommand> {
+    // V8 moves objects whenever it collects garbage: no two functions have a page in common.
+    if runtime != Runtime::Python3 {
+        return None;
+    }
+    let command = command(runtime, interpreters, task_dir, SPECIMEN[0].1);
+    let mut env = common_variables(config);
+    let own = SPECIMEN.iter();
+    env.extend(own.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+    env.extend(command.env.iter().cloned());
+    Some(RuntimeCommand { env, ..command })
 }
 
 /// Directory of the state directory that stands for a package where there is none.

@@ -13,6 +13,7 @@ use super::history::History;
 use super::policy::next_rounds;
 use crate::engine::build::{self, Made, remove_directory};
 use crate::engine::function::{Function, ReadySnapshot, Revision, SnapshotStatus, StoredSnapshot};
+use crate::engine::trial::trial;
 use crate::function::arn::FunctionRef;
 use crate::function::record::SnapshotRecord;
 use crate::function::snapshot_point::PointPolicy;
@@ -128,11 +129,11 @@ impl Node {
                 chosen.version
             ))
         };
-        let image = build::load_stored(self, &revision, &chosen, Residency::Now)
+        let image = build::load_stored(self, &function, &revision, &chosen, Residency::Now)
             .await
             .map_err(|error| unusable(error.to_string()))?;
         let point = chosen.point;
-        build::trial(self, &function, &revision, &image, point, BootPath::Restore)
+        trial(self, &function, &revision, &image, point, BootPath::Restore)
             .await
             .map_err(&unusable)?;
         let fork_problem = build::fork_problem(self, &function, &revision, &image, point).await;

@@ -220,6 +220,7 @@ pub fn event(node: &Node, revision: &Revision, payload: &Bytes) -> Event {
         trace_id: crate::engine::invoke::new_trace_id(),
         client_context: None,
         payload: payload.clone(),
+        rehearsal: false,
     }
 }
 

@@ -1,5 +1,7 @@
 //! How functions fail, and what their callers see.
 
+use std::sync::atomic::Ordering;
+
 use rouse_node::engine::admission::queue::Limit;
 
 use super::*;
@@ -98,6 +100,43 @@ async fn a_broken_init_is_answered_by_invocations() {
     assert_eq!(answer(&outcome)["errorType"], "Runtime.ImportModuleError");
     // Dead instances are not kept.
     assert_eq!(bed.description("f").instances.idle, 0);
+}
+
+/// Whoever kills blank processes and templates says nothing about snapshots: what is killed is served all the same, and no
+/// path is given up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_fails_from_outside_is_not_held_against_a_snapshot() {
+    let bed = Bed::start();
+    // Of three attempts to try a new snapshot, two come to nothing.
+    bed.boot.faults.outside.store(2, Ordering::SeqCst);
+    bed.create("f", json!({})).await;
+    bed.boot.faults.outside.store(usize::MAX, Ordering::SeqCst);
+    for _ in 0..6 {
+        // From nothing, or what was started so before.
+        let path = bed.invoke("f", json!({})).await.path;
+        assert!(matches!(path, BootPath::Cold | BootPath::Warm), "{path:?}");
+    }
+    bed.boot.faults.outside.store(0, Ordering::SeqCst);
+    assert_eq!(bed.invoke("f", json!({})).await.path, BootPath::Fork);
+    bed.invoke_on("f", BootPath::Restore).await;
+}
+
+/// A copy that cannot load its function any more keeps nobody waiting.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_does_not_come_up_fails() {
+    let bed = Bed::start();
+    let code = "
+import os
+if 'PARKED_PORT' in os.environ: raise RuntimeError('only once')
+def handler(event, context): return 7
+";
+    bed.create_with("f", code, json!({})).await;
+    while bed.description("f").record.state == rouse_node::function::record::State::Busy {
+        pause().await;
+    }
+    assert!(bed.description("f").snapshot.reason.is_some());
+    let outcome = bed.invoke("f", json!({})).await;
+    assert_eq!((outcome.path, answer(&outcome)), (BootPath::Cold, json!(7)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,15 +5,17 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use rouse_node::boot::{Boot, BootError, Booted, BoxFuture, Live, LoadedImage};
+use rouse_node::boot::{ApiListener, Boot, BootError, Booted, BoxFuture, Live, LoadedImage};
 use rouse_process::instance::{BootPath, ExitReason, LaunchSpec, MemoryUse, Stage};
 use rouse_process::launcher::{CheckpointReport, Residency};
+use rustix::event::{PollFd, PollFlags, poll};
 use tokio::sync::watch;
 
 /// What does not work, by the test's wish.
@@ -22,6 +24,8 @@ pub(crate) struct Faults {
     pub(crate) checkpoint: AtomicBool,
     pub(crate) fork: AtomicBool,
     pub(crate) restore: AtomicBool,
+    /// So many forks and restores, because of something that is not theirs.
+    pub(crate) outside: AtomicUsize,
 }
 
 #[derive(Debug, Default, Clone)]
@@ -113,6 +117,8 @@ fn start(boot: &HostBoot, spec: &LaunchSpec, path: BootPath) -> io::Result<Boote
         .spawn()?;
     drop(command);
     let pid = rustix::process::Pid::from_child(&child);
+    // Before anybody waits for it, so that it cannot be another's.
+    let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
     let (sender, exit) = watch::channel(None);
     let living = Arc::clone(&boot.living);
     let number = pid.as_raw_nonzero().get();
@@ -129,7 +135,7 @@ fn start(boot: &HostBoot, spec: &LaunchSpec, path: BootPath) -> io::Result<Boote
     });
     let parked: Option<TcpStream> = match path {
         BootPath::Cold => None,
-        _ => Some(parking.accept()?.0),
+        _ => Some(accept_from(&parking, &pidfd)?),
     };
     Ok(Booted {
         live: Box::new(Process {
@@ -137,11 +143,24 @@ fn start(boot: &HostBoot, spec: &LaunchSpec, path: BootPath) -> io::Result<Boote
             exit: exit.clone(),
         }),
         path,
-        listener: Some(listener),
-        parked,
+        listener: Some(ApiListener::Loopback(listener)),
+        parked: parked.map(Into::into),
         log: Some(log.into()),
         exit,
     })
+}
+
+/// The connection that a process makes. One that ends before makes none.
+fn accept_from(parking: &TcpListener, process: &OwnedFd) -> io::Result<TcpStream> {
+    let mut either = [
+        PollFd::new(parking, PollFlags::IN),
+        PollFd::new(process, PollFlags::IN),
+    ];
+    rustix::io::retry_on_intr(|| poll(&mut either, None))?;
+    match either[0].revents().is_empty() {
+        false => Ok(parking.accept()?.0),
+        true => Err(io::Error::other("the process ended before it was parked")),
+    }
 }
 
 async fn start_blocking(
@@ -153,14 +172,22 @@ async fn start_blocking(
     tokio::task::spawn_blocking(move || start(&boot, &spec, path))
         .await
         .unwrap()
-        .map_err(|e| BootError(e.to_string()))
+        .map_err(|e| BootError::new(e.to_string()))
 }
 
 fn fault(flag: &AtomicBool, text: &str) -> Result<(), BootError> {
     if flag.load(Ordering::SeqCst) {
-        Err(BootError(text.into()))
+        Err(BootError::new(text))
     } else {
         Ok(())
+    }
+}
+
+fn outside(faults: &Faults) -> Result<(), BootError> {
+    let one_less = |left: usize| left.checked_sub(1);
+    match (faults.outside).fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less) {
+        Ok(_) => Err(BootError::from_outside("the blank process was killed")),
+        Err(_) => Ok(()),
     }
 }
 
@@ -176,6 +203,7 @@ impl Boot for HostBoot {
     ) -> BoxFuture<'a, Result<Booted, BootError>> {
         Box::pin(async move {
             fault(&self.faults.restore, "no restore today")?;
+            outside(&self.faults)?;
             start_blocking(self, spec, BootPath::Restore).await
         })
     }
@@ -187,6 +215,7 @@ impl Boot for HostBoot {
     ) -> BoxFuture<'a, Result<Booted, BootError>> {
         Box::pin(async move {
             fault(&self.faults.fork, "no fork today")?;
+            outside(&self.faults)?;
             start_blocking(self, spec, BootPath::Fork).await
         })
     }
@@ -226,9 +255,10 @@ impl Boot for HostBoot {
                     pool_pages: 1,
                     mapped_pages: 2,
                     parent_pages: 0,
+                    stays: Arc::default(),
                 }),
-                Ok(_) => Err(BootError("section 1: bad checksum".into())),
-                Err(error) => Err(BootError(error.to_string())),
+                Ok(_) => Err(BootError::new("section 1: bad checksum")),
+                Err(error) => Err(BootError::new(error.to_string())),
             }
         })
     }

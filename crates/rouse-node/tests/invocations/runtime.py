@@ -33,6 +33,10 @@ def answer(event, headers):
         request("POST", f"/invocation/{request_id}/response", result)
 
 
+# First, as a copy is connected before its first instruction: whatever fails afterwards is told to somebody who listens.
+if "PARKED_PORT" in os.environ:
+    parked = socket.create_connection(("127.0.0.1", int(os.environ["PARKED_PORT"])))
+
 try:
     module, name = os.environ["_HANDLER"].rsplit(".", 1)
     handler = getattr(importlib.import_module(module), name)
@@ -42,7 +46,7 @@ except Exception as error:
     sys.exit(1)
 
 if "PARKED_PORT" in os.environ:
-    connection.sock = socket.create_connection(("127.0.0.1", int(os.environ["PARKED_PORT"])))
+    connection.sock = parked
     reply = http.client.HTTPResponse(connection.sock, method="GET")
     reply.begin()
     body = reply.read()

@@ -51,6 +51,30 @@ async fn isolation_by_instance_uses_a_copy_of_a_snapshot_again() {
     }
 }
 
+/// A node serves for months: what one request of a warm instance leaves behind would add up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn warm_requests_leave_no_tasks_behind() {
+    let bed = Bed::start();
+    bed.create("f", json!({ "RouseServing": { "isolation": "instance" } }))
+        .await;
+    for _ in 0..3 {
+        bed.invoke("f", json!({})).await;
+    }
+    let tasks = || {
+        tokio::runtime::Handle::current()
+            .metrics()
+            .num_alive_tasks()
+    };
+    let before = tasks();
+    for _ in 0..50 {
+        assert_eq!(bed.invoke("f", json!({})).await.path, BootPath::Warm);
+    }
+    // Tasks that end by themselves may not have ended yet.
+    while tasks() > before + 10 {
+        pause().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn isolation_by_request_holds_without_a_snapshot_too() {
     let bed = Bed::start();

@@ -23,7 +23,6 @@ use rouse_snapshot::page_map::{DictionaryId, Domain, MAX_PIECE_PAGES, PackId, Pa
 use super::Decoder;
 use crate::codec::{Dictionaries, Dictionary};
 use crate::key::DomainKeys;
-use crate::packs::PackDir;
 
 const MAGIC: &[u8; 8] = b"ROUSEPAR";
 const PAGE: usize = PAGE_SIZE as usize;
@@ -43,16 +42,14 @@ pub struct ParentPages {
     id: DictionaryId,
     bytes: Vec<u8>,
     map: PageMap,
-    dir: PackDir,
+    /// Open, so that they stay readable.
+    packs: HashMap<PackId, File>,
     decoder: Decoder,
-    state: Mutex<State>,
+    /// Pieces that were decoded last.
+    kept: Mutex<Kept>,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    packs: HashMap<PackId, Arc<File>>,
-    kept: VecDeque<(usize, Arc<Vec<u8>>)>,
-}
+type Kept = VecDeque<(usize, Arc<Vec<u8>>)>;
 
 /// Which page of the template each page of a pool resembles.
 #[derive(Debug, Clone)]
@@ -74,8 +71,12 @@ impl ParentPages {
         bytes.starts_with(MAGIC)
     }
 
-    /// Reads what [`Self::bytes_of`] wrote.
-    pub(crate) fn new(bytes: Vec<u8>, dir: PackDir, keys: DomainKeys) -> io::Result<Self> {
+    /// Reads what [`Self::bytes_of`] wrote, and opens its packs with `open`. One that is missing is missed when it is needed.
+    pub(crate) fn new(
+        bytes: Vec<u8>,
+        keys: DomainKeys,
+        open: impl Fn(PackId) -> io::Result<File>,
+    ) -> io::Result<Self> {
         let map = bytes.strip_prefix(MAGIC);
         let map = map.ok_or_else(|| invalid("it stands for no template"))?;
         let map =
@@ -86,19 +87,21 @@ impl ParentPages {
         if !stands_alone {
             return Err(invalid("its pieces need something else to be read"));
         }
-        let parent = Self {
+        let mut packs = HashMap::new();
+        for id in map.packs() {
+            match open(id) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                file => drop(packs.insert(id, file?)),
+            }
+        }
+        Ok(Self {
             id: Dictionary::id_of(&bytes),
             bytes,
             map,
-            dir,
+            packs,
             decoder: Decoder::new(keys, Dictionaries::new()),
-            state: Mutex::default(),
-        };
-        // What is open stays readable. One that cannot be opened now is missed when it is needed.
-        for id in parent.map.packs() {
-            let _ = parent.pack(id);
-        }
-        Ok(parent)
+            kept: Mutex::default(),
+        })
     }
 
     /// Its name among the dictionaries.
@@ -109,6 +112,11 @@ impl ParentPages {
     /// Its file.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// The packs in which its pages lie.
+    pub(crate) fn packs(&self) -> &HashMap<PackId, File> {
+        &self.packs
     }
 
     /// Where its pages lie.
@@ -167,17 +175,18 @@ impl ParentPages {
 
     /// The bytes of a piece, verified.
     fn piece(&self, index: usize) -> io::Result<Arc<Vec<u8>>> {
-        let found = |state: &State| {
-            let kept = state.kept.iter().find(|(at, _)| *at == index);
-            kept.map(|(_, plain)| plain.clone())
+        let found = |kept: &Kept| {
+            let found = kept.iter().find(|(at, _)| *at == index);
+            found.map(|(_, plain)| plain.clone())
         };
-        if let Some(plain) = found(&self.state()) {
+        if let Some(plain) = found(&self.kept()) {
             return Ok(plain);
         }
         let piece = &self.map.pieces()[index];
         let mut stored = Vec::new();
         if let Some(chunk) = piece.chunk() {
-            let pack = self.pack(chunk.pack)?;
+            let missing = || io::Error::new(io::ErrorKind::NotFound, "its pack was not there");
+            let pack = self.packs.get(&chunk.pack).ok_or_else(missing)?;
             stored.resize(chunk.stored_len as usize, 0);
             pack.read_exact_at(&mut stored, chunk.offset)?;
         }
@@ -186,27 +195,18 @@ impl ParentPages {
             .decode(piece, &stored, &mut plain)
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         let plain = Arc::new(plain);
-        let mut state = self.state();
-        if found(&state).is_none() {
-            if state.kept.len() == KEPT {
-                state.kept.pop_front();
+        let mut kept = self.kept();
+        if found(&kept).is_none() {
+            if kept.len() == KEPT {
+                kept.pop_front();
             }
-            state.kept.push_back((index, plain.clone()));
+            kept.push_back((index, plain.clone()));
         }
         Ok(plain)
     }
 
-    fn pack(&self, id: PackId) -> io::Result<Arc<File>> {
-        if let Some(file) = self.state().packs.get(&id) {
-            return Ok(file.clone());
-        }
-        let file = Arc::new(self.dir.pack(id)?);
-        self.state().packs.insert(id, file.clone());
-        Ok(file)
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

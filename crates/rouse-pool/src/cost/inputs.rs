@@ -14,6 +14,16 @@ pub struct CostInputs {
     pub copy_ahead_ns: f64,
     /// To copy it by a fault, ns.
     pub copy_fault_ns: f64,
+    /// To copy a page ahead that is mapped already, in a batch, ns a page.
+    pub recopy_ns: f64,
+    /// To map a page by a fault of somebody who has done something else meanwhile, as functions do, ns.
+    pub lone_map_fault_ns: f64,
+    /// To copy it by such a fault, ns.
+    pub lone_copy_fault_ns: f64,
+    /// To have one mapping more, and to take it down again, ns.
+    pub mapping_ns: f64,
+    /// To read a page of a pool to where nothing is yet, ns a page (`preadv`).
+    pub read_ns: f64,
     /// To have an absent page brought by a handler in another process, without what reading and decoding take, ns.
     pub handler_fault_ns: f64,
     /// To put a page into a pool, ns.
@@ -55,6 +65,13 @@ impl Transfer {
     pub fn read_ns(&self, bytes: f64) -> f64 {
         self.latency_ns + bytes * 1e9 / self.bytes_per_s.max(1.0)
     }
+
+    fn better(self, other: Self) -> Self {
+        Self {
+            latency_ns: self.latency_ns.min(other.latency_ns),
+            bytes_per_s: self.bytes_per_s.max(other.bytes_per_s),
+        }
+    }
 }
 
 impl CostInputs {
@@ -70,6 +87,42 @@ impl CostInputs {
         self.decode_ns("lz4").min(self.decode_ns("zstd"))
     }
 
+    /// Of each number the better one of two measurements of one host.
+    #[must_use]
+    pub fn better(&self, other: &Self) -> Self {
+        let codecs = other.codecs.iter().map(|codec| {
+            let same = self.codecs.iter().find(|one| one.codec == codec.codec);
+            same.map_or_else(
+                || codec.clone(),
+                |same| CodecCost {
+                    codec: codec.codec.clone(),
+                    encode_ns: codec.encode_ns.min(same.encode_ns),
+                    decode_ns: codec.decode_ns.min(same.decode_ns),
+                },
+            )
+        });
+        Self {
+            map_ahead_ns: self.map_ahead_ns.min(other.map_ahead_ns),
+            map_fault_ns: self.map_fault_ns.min(other.map_fault_ns),
+            copy_ahead_ns: self.copy_ahead_ns.min(other.copy_ahead_ns),
+            copy_fault_ns: self.copy_fault_ns.min(other.copy_fault_ns),
+            recopy_ns: self.recopy_ns.min(other.recopy_ns),
+            lone_map_fault_ns: self.lone_map_fault_ns.min(other.lone_map_fault_ns),
+            lone_copy_fault_ns: self.lone_copy_fault_ns.min(other.lone_copy_fault_ns),
+            mapping_ns: self.mapping_ns.min(other.mapping_ns),
+            read_ns: self.read_ns.min(other.read_ns),
+            handler_fault_ns: self.handler_fault_ns.min(other.handler_fault_ns),
+            fill_ns: self.fill_ns.min(other.fill_ns),
+            copy_bytes_per_s: self.copy_bytes_per_s.max(other.copy_bytes_per_s),
+            codecs: codecs.collect(),
+            disk: self.disk.better(other.disk),
+            far: match (self.far, other.far) {
+                (Some(one), Some(two)) => Some(one.better(two)),
+                (one, two) => one.or(two),
+            },
+        }
+    }
+
     /// Are all numbers such that can have been measured?
     pub fn is_plausible(&self) -> bool {
         let transfers = [Some(self.disk), self.far];
@@ -80,6 +133,11 @@ impl CostInputs {
             self.map_fault_ns,
             self.copy_ahead_ns,
             self.copy_fault_ns,
+            self.recopy_ns,
+            self.lone_map_fault_ns,
+            self.lone_copy_fault_ns,
+            self.mapping_ns,
+            self.read_ns,
             self.handler_fault_ns,
             self.fill_ns,
             self.copy_bytes_per_s,
@@ -103,7 +161,12 @@ impl Default for CostInputs {
             map_ahead_ns: 270.0,
             map_fault_ns: 1000.0,
             copy_ahead_ns: 1200.0,
-            copy_fault_ns: 2400.0,
+            copy_fault_ns: 1600.0,
+            recopy_ns: 2200.0,
+            lone_map_fault_ns: 1000.0,
+            lone_copy_fault_ns: 2400.0,
+            mapping_ns: 1300.0,
+            read_ns: 1000.0,
             handler_fault_ns: 15_000.0,
             fill_ns: 1700.0,
             copy_bytes_per_s: 8e9,

@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 use rouse_snapshot::model::PAGE_SIZE;
 use rouse_snapshot::page_map::PACK_ALIGN;
 use rustix::fs::{MemfdFlags, OFlags};
-use rustix::mm::{Advice, MapFlags, ProtFlags};
+use rustix::mm::Advice;
 
 use super::inputs::{CodecCost, CostInputs, Transfer};
+use super::mapping::{Mapping, scattered};
 use crate::codec::{CodecId, Codecs};
-use crate::pool::{NumaNode, prefer, write_all_at};
+use crate::pool::{FarMemory, prefer, write_all_at};
 use crate::uffd::{Device, Event, Events, Neighbours, Userfaultfd};
 
 const PAGE: usize = PAGE_SIZE as usize;
@@ -29,6 +30,10 @@ const ROUNDS: usize = 3 * WINDOWS;
 const CODEC_ROUNDS: usize = 3;
 /// Pages that the kernel maps along with one that is read, at most. Each fault that is counted is one of its own.
 const FAULT_AROUND: usize = 16;
+/// Mappings that are made in a round.
+const MAPPINGS: usize = 64;
+/// Faults that are looked at one by one.
+const LONE_FAULTS: usize = 65;
 /// Faults that a handler is asked to answer.
 const HANDLED: usize = 64;
 /// Pieces that a codec is tried with, each of as many pages as pieces have at most.
@@ -42,12 +47,14 @@ const DISK_SMALL: usize = 32;
 /// A disk that is so slow is not measured to the end.
 const DISK_PATIENCE: Duration = Duration::from_millis(300);
 
-/// Measures memory, codecs, and the disk on which `store` is. What cannot be measured has its default.
-pub fn measure(store: &Path) -> CostInputs {
-    let mut inputs = CostInputs::default();
-    let memory = measure_memory(&mut inputs);
-    if let Err(error) = memory {
+/// Measures memory, codecs, and the disk on which `store` is. What cannot be measured is as it was in `inputs`.
+///
+/// Returns false if that is so of memory or disk: a full disk now says nothing about later.
+pub fn measure(store: &Path, inputs: &mut CostInputs) -> bool {
+    let mut is_whole = true;
+    if let Err(error) = measure_memory(inputs) {
         tracing::warn!(%error, "the costs of memory could not be measured");
+        is_whole = false;
     }
     match handler_fault() {
         Ok(ns) => inputs.handler_fault_ns = ns,
@@ -59,20 +66,32 @@ pub fn measure(store: &Path) -> CostInputs {
         .collect();
     match disk(store) {
         Ok(transfer) => inputs.disk = transfer,
-        Err(error) => tracing::warn!(%error, "the disk could not be measured"),
+        Err(error) => {
+            tracing::warn!(%error, "the disk could not be measured");
+            is_whole = false;
+        }
     }
-    inputs
+    is_whole
 }
 
-/// Measures reads of pages that lie on a node.
+/// Measures reads of pages that lie on far memory.
 ///
 /// # Errors
-/// What the kernel says about the node.
-pub fn measure_far(node: NumaNode) -> io::Result<Transfer> {
+/// What the kernel says about the node, or the file system about the directory.
+pub fn measure_far(far: &FarMemory) -> io::Result<Transfer> {
     let pages = PAGES * WINDOWS;
-    let file = rustix::fs::memfd_create("rouse-measure", MemfdFlags::CLOEXEC)?;
-    rustix::fs::ftruncate(&file, (pages * PAGE) as u64)?;
-    prefer(file.as_fd(), pages as u64, node)?;
+    let file = match far {
+        FarMemory::Node(node) => {
+            let file = rustix::fs::memfd_create("rouse-measure", MemfdFlags::CLOEXEC)?;
+            rustix::fs::ftruncate(&file, (pages * PAGE) as u64)?;
+            prefer(file.as_fd(), pages as u64, *node)?;
+            file
+        }
+        FarMemory::Directory(directory) => {
+            let file = directory.new_file((pages * PAGE) as u64);
+            file.map_err(io::Error::other)?
+        }
+    };
     let contents = sample(PAGES * PAGE, 1);
     for window in 0..WINDOWS {
         write_all_at(file.as_fd(), &contents, (window * PAGES * PAGE) as u64)?;
@@ -150,84 +169,51 @@ fn measure_memory(inputs: &mut CostInputs) -> io::Result<()> {
         mapping.write_each();
         Ok(())
     })? / pages;
+    inputs.recopy_ns = best(ROUNDS, |number| {
+        let mapping = Mapping::private(&file, window(number), PAGES)?;
+        mapping.advise(Advice::LinuxPopulateRead)?;
+        let begin = Instant::now();
+        mapping.advise(Advice::LinuxPopulateWrite)?;
+        Ok(begin.elapsed())
+    })? / pages;
+    inputs.read_ns = best(ROUNDS, |number| {
+        let mapping = Mapping::private(&file, window(number), PAGES)?;
+        let begin = Instant::now();
+        mapping.read_from(&file, window(number))?;
+        Ok(begin.elapsed())
+    })? / pages;
+    inputs.mapping_ns = best(ROUNDS, |number| {
+        let begin = Instant::now();
+        let mappings = (0..MAPPINGS).map(|index| {
+            // Of every other page, so that the kernel does not join them.
+            Mapping::bare(&file, window(number) + 2 * index, 1)
+        });
+        let mappings = mappings.collect::<io::Result<Vec<_>>>()?;
+        drop(mappings);
+        Ok(begin.elapsed())
+    })? / MAPPINGS as f64;
+    inputs.lone_map_fault_ns = lone(&file, &mut copies, |mapping, page| mapping.read(page))?;
+    inputs.lone_copy_fault_ns = lone(&file, &mut copies, |mapping, page| mapping.write(page))?;
     Ok(())
 }
 
-/// Pages of a file, mapped.
-struct Mapping {
-    base: *mut u8,
-    pages: usize,
-}
-
-impl Mapping {
-    fn private(file: &OwnedFd, first: usize, pages: usize) -> io::Result<Self> {
-        let protection = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: a new mapping at an address that the kernel chooses touches nothing else.
-        let base = unsafe {
-            rustix::mm::mmap(
-                std::ptr::null_mut(),
-                pages * PAGE,
-                protection,
-                MapFlags::PRIVATE,
-                file,
-                (first * PAGE) as u64,
-            )
-        }?;
-        let mapping = Self {
-            base: base.cast(),
-            pages,
-        };
-        // Huge pages would hide what a page costs. Kernels without them know no such advice.
-        let _ = mapping.advise(Advice::LinuxNoHugepage);
-        Ok(mapping)
-    }
-
-    fn advise(&self, advice: Advice) -> io::Result<()> {
-        // SAFETY: the range is this mapping; no reference into it exists, and none of the kinds of advice used here
-        // changes what is read.
-        unsafe { rustix::mm::madvise(self.base.cast(), self.pages * PAGE, advice) }?;
-        Ok(())
-    }
-
-    fn read_each(&self, step: usize) {
-        for place in scattered(self.pages / step) {
-            self.read(place * step);
-        }
-    }
-
-    fn read(&self, page: usize) {
-        assert!(page < self.pages);
-        // SAFETY: inside of the mapping, which lives as long as `self`.
-        std::hint::black_box(unsafe { self.base.add(page * PAGE).read_volatile() });
-    }
-
-    fn copy(&self, first: usize, out: &mut [u8]) {
-        assert!((first * PAGE).saturating_add(out.len()) <= self.pages * PAGE);
-        // SAFETY: inside of the mapping, as was just checked; `out` is elsewhere, and nobody writes to the mapping.
-        unsafe {
-            std::ptr::copy_nonoverlapping(self.base.add(first * PAGE), out.as_mut_ptr(), out.len());
-        }
-    }
-
-    fn write_each(&self) {
-        for page in scattered(self.pages) {
-            // SAFETY: inside of the mapping, which is writable; nobody else has it.
-            unsafe { self.base.add(page * PAGE).write_volatile(1) };
-        }
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is this value's own, and nothing refers to it any more.
-        let _ = unsafe { rustix::mm::munmap(self.base.cast(), self.pages * PAGE) };
-    }
-}
-
-/// All numbers below `count`, in an order in which nothing is fetched ahead.
-fn scattered(count: usize) -> impl Iterator<Item = usize> {
-    // A prime, so that it visits each.
-    (0..count).map(move |index| index * 7919 % count)
+/// The usual time of a fault between which other memory is used, so that little of what the kernel needs for it is in the
+/// processor's caches.
+fn lone(file: &OwnedFd, other: &mut [u8], touch: impl Fn(&Mapping, usize)) -> io::Result<f64> {
+    let mapping = Mapping::private(file, 0, LONE_FAULTS * FAULT_AROUND)?;
+    let mut took: Vec<f64> = (0..LONE_FAULTS)
+        .map(|number| {
+            let part = other.len() / LONE_FAULTS;
+            for byte in other[number * part..][..part].iter_mut().step_by(64) {
+                *byte = byte.wrapping_add(1);
+            }
+            let begin = Instant::now();
+            touch(&mapping, number * FAULT_AROUND);
+            begin.elapsed().as_nanos() as f64
+        })
+        .collect();
+    took.sort_by(f64::total_cmp);
+    Ok(took[LONE_FAULTS / 2])
 }
 
 /// A fault that a thread of this process answers: what the way there and back takes, without the page itself.
@@ -239,7 +225,7 @@ fn handler_fault() -> io::Result<f64> {
     let descriptor = device.create()?;
     let uffd = Userfaultfd::new(descriptor.as_fd());
     uffd.enable(Events::None)?;
-    let base = mapping.base as u64;
+    let base = mapping.address();
     uffd.register(base, (HANDLED * PAGE) as u64, Neighbours::Mapped)?;
     let stop = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
     // When it ends, whatever the reason, the descriptor is closed, and nobody waits for a page any more.
@@ -350,32 +336,32 @@ fn sample(len: usize, seed: u64) -> Vec<u8> {
 /// Reads past the page cache from a file of our own on the store's disk.
 fn disk(store: &Path) -> io::Result<Transfer> {
     let path = store.join(".tmp-measure");
-    let result = read_disk(&path);
+    let file = File::create(&path);
+    let open = |flags: OFlags| {
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(flags.bits() as i32);
+        options.open(&path)
+    };
+    let reader = open(OFlags::DIRECT).or_else(|_| open(OFlags::empty()));
+    // Before anything is written: nothing is left of it, whenever the node is killed.
     let _ = std::fs::remove_file(&path);
-    result
+    read_disk(&file?, &reader?)
 }
 
-fn read_disk(path: &Path) -> io::Result<Transfer> {
-    let file = File::create(path)?;
+fn read_disk(file: &File, reader: &File) -> io::Result<Transfer> {
     let contents = sample(1 << 20, 3);
     for at in (0..DISK_BYTES).step_by(contents.len()) {
         file.write_all_at(&contents, at as u64)?;
     }
     file.sync_all()?;
-    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
-    let open = |flags: OFlags| {
-        let mut options = OpenOptions::new();
-        options.read(true).custom_flags(flags.bits() as i32);
-        options.open(path)
-    };
-    let file = open(OFlags::DIRECT).or_else(|_| open(OFlags::empty()))?;
+    rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed)?;
     let mut buffer = Aligned::new(DISK_READ)?;
     let begin = Instant::now();
     let mut small = f64::INFINITY;
     for index in 0..DISK_SMALL {
         let at = (index * 7919 % (DISK_BYTES / PAGE)) * PAGE;
         let one = Instant::now();
-        file.read_exact_at(&mut buffer.bytes()[..PAGE], at as u64)?;
+        reader.read_exact_at(&mut buffer.bytes()[..PAGE], at as u64)?;
         small = small.min(one.elapsed().as_nanos() as f64);
         if begin.elapsed() > DISK_PATIENCE {
             break;
@@ -383,7 +369,7 @@ fn read_disk(path: &Path) -> io::Result<Transfer> {
     }
     let (begin, mut read) = (Instant::now(), 0);
     while read < DISK_BYTES && begin.elapsed() < DISK_PATIENCE {
-        file.read_exact_at(buffer.bytes(), read as u64)?;
+        reader.read_exact_at(buffer.bytes(), read as u64)?;
         read += DISK_READ;
     }
     Ok(Transfer {

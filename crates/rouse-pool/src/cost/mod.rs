@@ -6,12 +6,15 @@
 
 mod choice;
 mod inputs;
+mod map_or_copy;
+mod mapping;
 mod measure;
 mod placement;
 mod stored;
 
 pub use choice::CostChoice;
 pub use inputs::{CodecCost, CostInputs, Transfer};
-pub use measure::{measure, measure_far};
+pub use map_or_copy::{CopyChoices, MOST_HOLE_BYTES, MapOrCopy};
+pub use measure::measure_far;
 pub use placement::{Budgets, Subject, Tier, place};
-pub use stored::COSTS_FILE;
+pub use stored::{COSTS_FILE, MEASUREMENTS, Measured};

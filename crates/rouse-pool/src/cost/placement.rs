@@ -139,7 +139,14 @@ pub fn place(inputs: &CostInputs, budgets: &Budgets, subjects: &[Subject]) -> Ve
             let subject = &subjects[*i];
             inputs.loss(subject, tier, below) / (subject.bytes_in(tier).max(1) as f64)
         };
-        here.sort_by(|a, b| density(a).total_cmp(&density(b)).then(b.cmp(a)));
+        // Where both tiers cost the same, the one that is called less.
+        let rate = |i: &usize| subjects[*i].rate;
+        here.sort_by(|a, b| {
+            density(a)
+                .total_cmp(&density(b))
+                .then(rate(a).total_cmp(&rate(b)))
+                .then(b.cmp(a))
+        });
         for index in here {
             if used <= budgets.of(tier) {
                 break;

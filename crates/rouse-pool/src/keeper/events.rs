@@ -60,7 +60,8 @@ impl PagerEvent {
         let instance = |token| (token != 0).then_some(token);
         Some(match notice {
             Notice::Hello { generation } => Self::Started { generation },
-            Notice::Answer { .. } => return None,
+            // Whoever is concerned asks for it.
+            Notice::Answer { .. } | Notice::Poisoned { .. } => return None,
             Notice::Damaged {
                 pool,
                 page,

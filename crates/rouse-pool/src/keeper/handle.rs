@@ -14,10 +14,13 @@ use rustix::process::{Pid, WaitOptions};
 use super::PagerError;
 use super::events::PagerEvent;
 use super::link::Link;
+use super::news::PageFault;
 use crate::pager::arena::{Arena, PoolCounters};
-use crate::pager::protocol::{MAX_MAPPINGS, Request, WireMapping};
+use crate::pager::protocol::{MAX_MAPPINGS, MAX_RANGES, Request, WireMapping};
 use crate::pager::{PoolSource, read_copy};
 use crate::pool::{CompressedCopy, PagedPool, PoolId, SparsePool};
+use crate::touches::TouchRecord;
+use crate::uffd::Neighbours;
 
 /// A run of pool pages that a process has mapped, privately.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,38 +99,53 @@ impl PagerHandle {
     pub(crate) fn call(
         &self,
         request: &Request,
-        descriptor: Option<BorrowedFd<'_>>,
+        descriptors: &[BorrowedFd<'_>],
     ) -> Result<u64, PagerError> {
-        self.0.0.link.call(request, descriptor)
+        self.0.0.link.call(request, descriptors)
     }
 
-    /// Lets the pager fill a pool from `source`. Reads nothing yet.
+    /// Lets the pager fill a pool from `source`, whose files it has from then on, until the pool is removed. Reads nothing
+    /// yet.
     ///
     /// # Errors
-    /// [`PagerError::Full`], [`PagerError::Gone`]; [`PagerError::Malformed`] when the paths of the
-    /// source have more than about 1,900 bytes.
+    /// [`PagerError::Full`], [`PagerError::Gone`]; [`PagerError::Malformed`] when the source has too many files.
     pub fn add_pool(
         &self,
         id: PoolId,
         pool: SparsePool,
-        source: PoolSource,
+        source: &PoolSource,
     ) -> Result<PagedPool, PagerError> {
+        if !source.fits() {
+            let detail = "the pages of the pool lie in too many files".to_owned();
+            return Err(PagerError::Malformed(detail));
+        }
         let request = Request::AddPool {
             pool: id.0,
             pages: pool.pages(),
-            source,
+            source: source.names(),
         };
-        self.call(&request, Some(pool.file()))?;
+        let files = source.files().map(AsFd::as_fd);
+        let descriptors: Vec<_> = std::iter::once(pool.file()).chain(files).collect();
+        self.call(&request, &descriptors)?;
         Ok(pool.into_paged(id, self.clone()))
     }
 
-    /// Forgets a pool. Its memory is free when nobody maps it any more.
+    /// Gives up a pool: no instance is registered with it any more. Those that map it go on; the pager forgets it when the
+    /// last of them has ended. Does not wait.
+    pub fn remove_pool(&self, pool: &PagedPool) {
+        let pool = pool.id().0;
+        self.0.0.link.post(&Request::RemovePool { pool });
+    }
+
+    /// Why an instance, or what it forked, has got `SIGBUS`, or `EFAULT` from a system call, if that was because a page could
+    /// not be filled. `token` is its registration's, which must not be dropped yet. To be asked when the instance has ended or
+    /// failed: whatever led to it is known then. Blocks for a round trip.
     ///
     /// # Errors
-    /// [`PagerError::Busy`] as long as instances that map it live; then nothing has changed.
-    pub fn remove_pool(&self, pool: &PagedPool) -> Result<(), PagerError> {
-        let pool = pool.id().0;
-        self.call(&Request::RemovePool { pool }, None).map(drop)
+    /// [`PagerError::Gone`].
+    pub fn fault_of(&self, token: u64) -> Result<Option<PageFault>, PagerError> {
+        self.call(&Request::Echo, &[])?;
+        Ok(self.0.0.link.fault_of(token))
     }
 
     /// Watches the memory of a process. Afterwards it may touch what it has mapped.
@@ -144,7 +162,7 @@ impl PagerHandle {
         mappings: &[PoolMapping],
         prefetch: bool,
     ) -> Result<Registration, PagerError> {
-        self.watch(uffd, mappings, prefetch, false)
+        self.watch(uffd, mappings, prefetch, Neighbours::Mapped, None)
     }
 
     /// As [`Self::register`]; and the page tables of the process will say exactly which pages of these mappings it has
@@ -158,7 +176,22 @@ impl PagerHandle {
         mappings: &[PoolMapping],
         prefetch: bool,
     ) -> Result<Registration, PagerError> {
-        self.watch(uffd, mappings, prefetch, true)
+        self.watch(uffd, mappings, prefetch, Neighbours::Left, None)
+    }
+
+    /// As [`Self::register_exactly`]; and the order in which it first touches these pages is written to `record`, as far as
+    /// it touches them itself: processes that it forks are not recorded. Each first touch waits for the pager.
+    ///
+    /// # Errors
+    /// As [`Self::register`].
+    pub fn register_recorded(
+        &self,
+        uffd: OwnedFd,
+        mappings: &[PoolMapping],
+        prefetch: bool,
+        record: &TouchRecord,
+    ) -> Result<Registration, PagerError> {
+        self.watch(uffd, mappings, prefetch, Neighbours::Reported, Some(record))
     }
 
     fn watch(
@@ -166,7 +199,8 @@ impl PagerHandle {
         uffd: OwnedFd,
         mappings: &[PoolMapping],
         prefetch: bool,
-        exact: bool,
+        neighbours: Neighbours,
+        record: Option<&TouchRecord>,
     ) -> Result<Registration, PagerError> {
         if mappings.len() > MAX_MAPPINGS {
             return Err(PagerError::TooManyMappings {
@@ -184,7 +218,7 @@ impl PagerHandle {
         let request = Request::Register {
             token,
             prefetch,
-            exact,
+            neighbours,
             mappings: mappings.collect(),
         };
         // Also ends what a failed request has left.
@@ -193,7 +227,9 @@ impl PagerHandle {
             pager: self.clone(),
             _uffd: uffd,
         };
-        self.call(&request, Some(registration._uffd.as_fd()))?;
+        let mut descriptors = vec![registration._uffd.as_fd()];
+        descriptors.extend(record.map(TouchRecord::file));
+        self.call(&request, &descriptors)?;
         Ok(registration)
     }
 
@@ -204,13 +240,22 @@ impl PagerHandle {
     /// [`PagerError::UnknownPool`], [`PagerError::Gone`].
     pub fn prefetch(&self, pool: &PagedPool) -> Result<u64, PagerError> {
         let pool = pool.id().0;
-        self.call(&Request::Prefetch { pool }, None)
+        let request = Request::Prefetch {
+            pool,
+            first: Vec::new(),
+        };
+        self.call(&request, &[])
     }
 
     /// Begins to bring the working set of a pool in, and does not wait. A registration with `prefetch` that follows waits
-    /// for what is left of it.
-    pub fn begin_prefetch(&self, pool: PoolId) {
-        self.0.0.link.post(&Request::Prefetch { pool: pool.0 });
+    /// for what is left of it: of these pages of the pool, or, if there are none, of all.
+    pub fn begin_prefetch(&self, pool: PoolId, first: &[Range<u64>]) {
+        let first = match first.len() {
+            ..=MAX_RANGES => first.to_vec(),
+            _ => Vec::new(),
+        };
+        let pool = pool.0;
+        self.0.0.link.post(&Request::Prefetch { pool, first });
     }
 
     /// Keeps what packs hold of a pool in memory, from where its pages are filled from now on. `source` must be that of
@@ -225,7 +270,7 @@ impl PagerHandle {
     ) -> Result<CompressedCopy, PagerError> {
         let copy = read_copy(source, pool.pages()).map_err(PagerError::Copy)?;
         let request = Request::HoldCompressed { pool: pool.id().0 };
-        self.call(&request, Some(copy.file()))?;
+        self.call(&request, &[copy.file()])?;
         Ok(copy)
     }
 
@@ -239,7 +284,7 @@ impl PagerHandle {
         copy: CompressedCopy,
     ) -> Result<(), PagerError> {
         let pool = pool.id().0;
-        self.call(&Request::DropCompressed { pool }, None)?;
+        self.call(&Request::DropCompressed { pool }, &[])?;
         drop(copy);
         Ok(())
     }
@@ -271,6 +316,7 @@ impl PagerHandle {
             forks: arena.counters.forks.get(),
             moves: arena.counters.moves.get(),
             poisoned_pages: arena.counters.poisoned.get(),
+            shortages: arena.counters.shortages.get(),
             pools: pools.collect(),
             gone,
         }
@@ -328,6 +374,7 @@ impl Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         let token = self.token;
+        self.pager.0.0.link.forget_faults_of(token);
         self.pager.0.0.link.post(&Request::Unregister { token });
     }
 }
@@ -350,6 +397,8 @@ pub struct PagerStats {
     pub moves: u64,
     /// Pages made unusable in an instance.
     pub poisoned_pages: u64,
+    /// Times that there was no memory for a page that somebody waits for, or for saying so.
+    pub shortages: u64,
     /// Of each pool.
     pub pools: HashMap<PoolId, PoolStats>,
     /// Of pools that are gone, all together.

@@ -18,7 +18,8 @@ use rustix::net::{SendFlags, Shutdown};
 
 use super::PagerError;
 use super::events::PagerEvent;
-use crate::pager::protocol::{Failure, MAX_PACKET, Notice, Outcome, Request};
+use super::news::{News, PageFault};
+use crate::pager::protocol::{Failure, MAX_DESCRIPTORS, MAX_PACKET, Notice, Outcome, Request};
 
 /// A request is given up when it was sent this often: then it is what pagers die of.
 const MAX_SENDS: u32 = 200;
@@ -26,7 +27,7 @@ const MAX_SENDS: u32 = 200;
 #[derive(Debug)]
 struct Kept {
     packet: Vec<u8>,
-    descriptor: Option<OwnedFd>,
+    descriptors: Vec<OwnedFd>,
     /// How often it was sent.
     sends: AtomicU32,
     /// Nobody waits for the answer.
@@ -39,6 +40,7 @@ struct State {
     kept: BTreeMap<u64, Arc<Kept>>,
     answers: BTreeMap<u64, Outcome>,
     gone: bool,
+    news: News,
 }
 
 #[derive(Debug)]
@@ -65,9 +67,9 @@ impl Link {
     pub fn call(
         &self,
         request: &Request,
-        descriptor: Option<BorrowedFd<'_>>,
+        descriptors: &[BorrowedFd<'_>],
     ) -> Result<u64, PagerError> {
-        let id = self.send(request, descriptor, false)?;
+        let id = self.send(request, descriptors, false)?;
         let mut state = self.state();
         loop {
             if let Some(outcome) = state.answers.remove(&id) {
@@ -87,18 +89,19 @@ impl Link {
     /// Sends a request whose end does not matter.
     pub fn post(&self, request: &Request) {
         // Fails only when there is nobody left to do anything.
-        let _ = self.send(request, None, true);
+        let _ = self.send(request, &[], true);
     }
 
     fn send(
         &self,
         request: &Request,
-        descriptor: Option<BorrowedFd<'_>>,
+        descriptors: &[BorrowedFd<'_>],
         posted: bool,
     ) -> Result<u64, PagerError> {
-        let descriptor = descriptor
+        let descriptors = descriptors
+            .iter()
             .map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, 3))
-            .transpose()
+            .collect::<Result<_, _>>()
             .map_err(|error| PagerError::Io(error.into()))?;
         let mut state = self.state();
         if state.gone {
@@ -108,7 +111,7 @@ impl Link {
         let id = state.next;
         let kept = Arc::new(Kept {
             packet: request.encode(id),
-            descriptor,
+            descriptors,
             sends: AtomicU32::new(1),
             posted,
         });
@@ -120,11 +123,11 @@ impl Link {
 
     /// Failures show up at the reading end too, which tells everybody.
     fn transmit(&self, kept: &Kept) {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        let fds = kept.descriptor.as_ref().map(|fd| [fd.as_fd()]);
-        if let Some(fds) = &fds {
-            let pushed = ancillary.push(SendAncillaryMessage::ScmRights(fds));
+        let fds: Vec<_> = kept.descriptors.iter().map(OwnedFd::as_fd).collect();
+        if !fds.is_empty() {
+            let pushed = ancillary.push(SendAncillaryMessage::ScmRights(&fds));
             debug_assert!(pushed);
         }
         let packet = [IoSlice::new(&kept.packet)];
@@ -139,6 +142,15 @@ impl Link {
         self.state().gone
     }
 
+    /// What was heard of an instance's pages so far.
+    pub fn fault_of(&self, token: u64) -> Option<PageFault> {
+        self.state().news.of(token)
+    }
+
+    pub fn forget_faults_of(&self, token: u64) {
+        self.state().news.forget(token);
+    }
+
     /// Nothing is to be said any more.
     pub fn close(&self) {
         let _ = rustix::net::shutdown(&self.socket, Shutdown::Both);
@@ -151,6 +163,7 @@ impl Link {
             match notice {
                 Notice::Answer { id, outcome } => self.take(id, outcome),
                 notice => {
+                    self.state().news.hear(&notice);
                     if let Notice::Hello { generation } = notice
                         && generation > 1
                     {

@@ -24,11 +24,13 @@ mod error;
 mod events;
 mod handle;
 mod link;
+mod news;
 mod process;
 
 pub use error::{KeeperError, PagerError};
 pub use events::{DamageReason, PagerEvent};
 pub use handle::{PagerHandle, PagerStats, PoolMapping, PoolStats, Registration};
+pub use news::PageFault;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -88,12 +90,13 @@ impl Keeper {
         self.pid.as_raw_pid().cast_unsigned()
     }
 
-    /// Starts the thread that talks to the pager. Returns the daemon's hold on it, and what it
+    /// Starts the thread that talks to the pager, and allows this process as many descriptors as it may have. Returns the daemon's hold on it, and what it
     /// reports.
     ///
     /// # Errors
     /// When no thread can be started.
     pub fn connect(self) -> io::Result<(PagerHandle, Receiver<PagerEvent>)> {
+        process::raise_descriptor_limit();
         PagerHandle::connect(self.socket, self.arena, self.pid)
     }
 }

@@ -76,8 +76,13 @@ fn set_up() {
     // When memory is short the kernel chooses others; with nobody to choose it says so, and the
     // daemon can make room. Without the right to ask: as it is.
     let _ = fs::write("/proc/self/oom_score_adj", "-1000");
-    // Two descriptors for each pool, one for each process whose memory is watched.
+    raise_descriptor_limit();
+}
+
+/// Keeper, pager and daemon have some descriptors for each pool, and one for each process whose memory is watched.
+pub(super) fn raise_descriptor_limit() {
     let limit = rustix::process::getrlimit(Resource::Nofile);
+    // Fails only for values above the hard limit.
     let _ = rustix::process::setrlimit(
         Resource::Nofile,
         Rlimit {

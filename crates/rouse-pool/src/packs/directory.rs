@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -71,18 +72,25 @@ impl PackDir {
     pub fn pack(&self, pack: PackId) -> io::Result<File> {
         File::open(self.path_of(pack))
     }
+}
 
-    /// Opens a pack for reading past the page cache: buffer, offset and length of each read must
-    /// be multiples of [`PACK_ALIGN`](rouse_snapshot::page_map::PACK_ALIGN).
-    ///
-    /// # Errors
-    /// `InvalidInput` from a file system that has no direct reads; what else `open` says.
-    pub fn pack_direct(&self, pack: PackId) -> io::Result<File> {
-        OpenOptions::new()
+/// Another description of a file that is open, for reads past the page cache (where the file system can) or through it.
+///
+/// # Errors
+/// What opening says. That the file has been removed since is no error.
+pub(crate) fn reopen(file: BorrowedFd<'_>, past_the_cache: bool) -> io::Result<File> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    if past_the_cache {
+        let direct = OpenOptions::new()
             .read(true)
             .custom_flags(OFlags::DIRECT.bits() as i32)
-            .open(self.path_of(pack))
+            .open(&path);
+        match direct {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
+            other => return other,
+        }
     }
+    File::open(path)
 }
 
 /// The pack whose file has this name.

@@ -10,6 +10,7 @@ mod layout;
 mod writer;
 
 pub use directory::PackDir;
+pub(crate) use directory::reopen;
 pub(crate) use index::read_label;
 pub use index::{PackEntry, PackError, PackIndex, read_index};
 pub use writer::{PackWriter, SealedPack};

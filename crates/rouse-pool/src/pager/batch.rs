@@ -39,6 +39,8 @@ pub(crate) struct Batch {
     pub stored: Stored,
     /// Who wants it.
     pub purpose: Purpose,
+    /// The end of its job is told before the rest of it is in, when all such batches are.
+    pub is_first: bool,
 }
 
 /// Where the stored bytes of a batch are.
@@ -179,6 +181,13 @@ impl Filled {
             ..Self::default()
         }
     }
+
+    /// Nothing is wrong with them: there was no memory. It is tried again.
+    pub fn lacks_memory(&mut self) {
+        for unfilled in &mut self.unfilled {
+            unfilled.reason = Failure::Memory;
+        }
+    }
 }
 
 /// The smallest range that holds both.
@@ -208,6 +217,8 @@ pub(crate) struct Plan {
     pub pieces: Vec<usize>,
     /// Pack (by a piece in it) and bytes to read.
     pub read: Option<Range<u64>>,
+    /// Is it waited for before the rest of its job?
+    pub is_first: bool,
 }
 
 /// Bytes that are read ahead with one call: enough for a disk to be busy, and little enough for
@@ -261,6 +272,7 @@ pub(crate) fn plans(pool: usize, map: &PageMap, mut pieces: Vec<usize>) -> Vec<P
             pool,
             pieces: vec![index],
             read: bytes,
+            is_first: true,
         });
     }
     plans
@@ -309,6 +321,14 @@ impl Decoders {
     pub fn push(&self, batch: Batch, contents: Contents) {
         lock(&self.shared.queue).push_back((batch, contents));
         self.shared.work.notify_one();
+    }
+
+    /// Takes a batch back that fills this piece of a pool, if nobody has begun with it.
+    pub fn take_back(&self, pool: usize, piece: usize) -> Option<(Batch, Contents)> {
+        let mut queue = lock(&self.shared.queue);
+        let at = (queue.iter())
+            .position(|(batch, _)| batch.pool == pool && batch.pieces.contains(&piece))?;
+        queue.remove(at)
     }
 
     /// Takes what is done.

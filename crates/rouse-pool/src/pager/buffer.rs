@@ -1,11 +1,17 @@
 //! Memory for reads past the page cache.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::io;
 use std::ptr::NonNull;
 
+use rouse_snapshot::model::PAGE_SIZE;
 use rouse_snapshot::page_map::PACK_ALIGN;
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
-/// Bytes whose address and length are multiples of [`PACK_ALIGN`].
+// Mappings begin at a page.
+const _: () = assert!(PAGE_SIZE.is_multiple_of(PACK_ALIGN));
+
+/// Mapped, and there as a whole: the heap would have the pager wait for memory at the first touch of a page, and it is the one
+/// who makes room. Bytes whose address and length are multiples of [`PACK_ALIGN`].
 #[derive(Debug)]
 pub(crate) struct Buffer {
     start: NonNull<u8>,
@@ -17,16 +23,20 @@ unsafe impl Send for Buffer {}
 
 impl Buffer {
     /// At least `len` bytes, of any contents.
-    fn new(len: usize) -> Self {
-        let len = len.max(1).next_multiple_of(PACK_ALIGN as usize);
-        let start = NonNull::new({
-            // SAFETY: the layout is not empty.
-            unsafe { alloc_zeroed(layout(len)) }
-        });
-        match start {
-            Some(start) => Self { start, len },
-            None => handle_alloc_error(layout(len)),
-        }
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    fn new(len: usize) -> io::Result<Self> {
+        let len = len.max(1).next_multiple_of(PAGE_SIZE as usize);
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at an address that the kernel chooses touches nothing else.
+        let start =
+            unsafe { mmap_anonymous(std::ptr::null_mut(), len, protection, MapFlags::PRIVATE) }?;
+        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        let buffer = Self { start, len };
+        // SAFETY: the mapping is this value's own. It is unmapped if this fails.
+        unsafe { madvise(start.as_ptr().cast(), len, Advice::LinuxPopulateWrite) }?;
+        Ok(buffer)
     }
 
     pub fn bytes(&self) -> &[u8] {
@@ -40,15 +50,14 @@ impl Buffer {
     }
 }
 
-fn layout(len: usize) -> Layout {
-    Layout::from_size_align(len, PACK_ALIGN as usize)
-        .expect("lengths of reads are far below the address space's")
-}
-
 impl Drop for Buffer {
     fn drop(&mut self) {
-        // SAFETY: allocated with this layout, and nothing refers to it any more.
-        unsafe { dealloc(self.start.as_ptr(), layout(self.len)) }
+        let start = self.start.as_ptr().cast();
+        // To cut it out of what the kernel has made one mapping takes memory. If there is none, addresses are lost, and nothing else.
+        // SAFETY: the mapping is this value's own, and nothing refers to it any more.
+        let _ = unsafe { madvise(start, self.len, Advice::LinuxDontNeed) };
+        // SAFETY: as above.
+        let _ = unsafe { munmap(start, self.len) };
     }
 }
 
@@ -62,9 +71,12 @@ const LARGEST_KEPT: usize = 512 * 1024;
 
 impl Buffers {
     /// A buffer of at least `len` bytes.
-    pub fn take(&mut self, len: usize) -> Buffer {
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    pub fn take(&mut self, len: usize) -> io::Result<Buffer> {
         match self.0.iter().position(|buffer| buffer.len >= len) {
-            Some(at) => self.0.swap_remove(at),
+            Some(at) => Ok(self.0.swap_remove(at)),
             None => Buffer::new(len),
         }
     }

@@ -22,8 +22,8 @@ use rustix::process::Pid;
 
 use arena::Arena;
 use engine::Engine;
-pub use source::PoolSource;
 pub(crate) use source::read_copy;
+pub use source::{MAX_PACKS, PoolSource};
 pub(crate) use target::resident_pages;
 
 /// The life of a pager. Returns its exit status: 0 when there is nothing left to do.

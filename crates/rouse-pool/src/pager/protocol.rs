@@ -6,11 +6,14 @@
 
 use std::ops::Range;
 
-use super::PoolSource;
+use super::source::{MAX_FILES, Names};
 use super::wire::{Reader, Writer};
+use crate::uffd::Neighbours;
 
 /// The most mappings of one instance: what fits into a packet.
 pub(crate) const MAX_MAPPINGS: usize = 4096;
+/// The most ranges of one request: the same.
+pub(crate) const MAX_RANGES: usize = 2 * MAX_MAPPINGS;
 /// The most bytes of a packet; below what a socket takes by default.
 pub(crate) const MAX_PACKET: usize = 160 * 1024;
 
@@ -18,6 +21,10 @@ const _: () = assert!(
     MAX_MAPPINGS * 32 + 64 <= MAX_PACKET,
     "the largest registration fits into a packet"
 );
+
+/// The most descriptors beside a packet: a new pool's.
+pub(crate) const MAX_DESCRIPTORS: usize = 1 + MAX_FILES;
+const _: () = assert!(MAX_DESCRIPTORS <= 253, "the kernel takes them at once");
 
 /// A run of pool pages as the daemon names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,28 +37,33 @@ pub(crate) struct WireMapping {
 
 #[derive(Debug, Clone)]
 pub(crate) enum Request {
-    /// With the pool's memory file.
+    /// With the pool's memory file, and the files of the source.
     AddPool {
         pool: u64,
         pages: u64,
-        source: PoolSource,
+        source: Names,
     },
+    /// As soon as nobody maps it.
     RemovePool {
         pool: u64,
     },
-    /// With the userfaultfd.
+    /// Nothing: whoever hears the answer has heard all that was said before.
+    Echo,
+    /// With the userfaultfd, and with the file to which touches are written down, if they are reported.
     Register {
         token: u64,
         prefetch: bool,
-        /// Touches are to be seen exactly.
-        exact: bool,
+        /// How exactly touches are to be seen.
+        neighbours: Neighbours,
         mappings: Vec<WireMapping>,
     },
     Unregister {
         token: u64,
     },
+    /// Brings the working set in. Answered when these pages of it are in; all, if there are none.
     Prefetch {
         pool: u64,
+        first: Vec<Range<u64>>,
     },
     FillAll {
         pool: u64,
@@ -92,10 +104,10 @@ impl Request {
             Self::Register {
                 token,
                 prefetch,
-                exact,
+                neighbours,
                 mappings,
             } => {
-                let flags = u64::from(*prefetch) | u64::from(*exact) << 1;
+                let flags = u64::from(*prefetch) | code(*neighbours) << 1;
                 out.words(&[3, *token, flags, mappings.len() as u64]);
                 for mapping in mappings {
                     out.words(&[mapping.address, mapping.pages, mapping.pool, mapping.page]);
@@ -104,9 +116,7 @@ impl Request {
             Self::Unregister { token } => {
                 out.words(&[4, *token]);
             }
-            Self::Prefetch { pool } => {
-                out.words(&[5, *pool]);
-            }
+            Self::Prefetch { pool, first } => put_ranges(&mut out, 5, *pool, first),
             Self::FillAll { pool } => {
                 out.words(&[6, *pool]);
             }
@@ -116,6 +126,7 @@ impl Request {
             Self::DropCompressed { pool } => {
                 out.words(&[10, *pool]);
             }
+            Self::Echo => out.words(&[11, 0]),
             Self::Evict { pool, ranges } => put_ranges(&mut out, 7, *pool, ranges),
             Self::Fill { pool, ranges } => put_ranges(&mut out, 8, *pool, ranges),
         }
@@ -129,7 +140,7 @@ impl Request {
             (1, pool) => Self::AddPool {
                 pool,
                 pages: input.u64()?,
-                source: PoolSource::decode(input.bytes()?)?,
+                source: Names::decode(input.bytes()?)?,
             },
             (2, pool) => Self::RemovePool { pool },
             (3, token) => {
@@ -149,12 +160,15 @@ impl Request {
                 Self::Register {
                     token,
                     prefetch: flags & 1 != 0,
-                    exact: flags & 2 != 0,
+                    neighbours: neighbours(flags >> 1)?,
                     mappings,
                 }
             }
             (4, token) => Self::Unregister { token },
-            (5, pool) => Self::Prefetch { pool },
+            (5, pool) => Self::Prefetch {
+                pool,
+                first: take_ranges(&mut input)?,
+            },
             (6, pool) => Self::FillAll { pool },
             (7, pool) => Self::Evict {
                 pool,
@@ -166,10 +180,24 @@ impl Request {
             },
             (9, pool) => Self::HoldCompressed { pool },
             (10, pool) => Self::DropCompressed { pool },
+            (11, _) => Self::Echo,
             _ => return None,
         };
         Some((id, request))
     }
+}
+
+fn code(neighbours: Neighbours) -> u64 {
+    match neighbours {
+        Neighbours::Mapped => 0,
+        Neighbours::Left => 1,
+        Neighbours::Reported => 2,
+    }
+}
+
+fn neighbours(wanted: u64) -> Option<Neighbours> {
+    let all = [Neighbours::Mapped, Neighbours::Left, Neighbours::Reported];
+    all.into_iter().find(|one| code(*one) == wanted)
 }
 
 fn put_ranges(out: &mut Writer, code: u64, pool: u64, ranges: &[Range<u64>]) {
@@ -227,6 +255,12 @@ pub(crate) enum Notice {
         reason: Failure,
         detail: String,
     },
+    /// A page that an instance waits for is about to be made unusable in it.
+    Poisoned {
+        token: u64,
+        reason: Failure,
+        detail: String,
+    },
     /// The keeper has died; the pager goes on, but nobody will start another one.
     Orphaned,
     /// Something that a person should know.
@@ -256,6 +290,14 @@ impl Notice {
                 detail,
             } => {
                 out.words(&[3, *pool, *page, *token, *reason as u64]);
+                out.bytes(detail.as_bytes());
+            }
+            Self::Poisoned {
+                token,
+                reason,
+                detail,
+            } => {
+                out.words(&[6, *token, *reason as u64]);
                 out.bytes(detail.as_bytes());
             }
             Self::Orphaned => {
@@ -290,6 +332,11 @@ impl Notice {
                 detail: input.text()?,
             },
             (4, _) => Self::Orphaned,
+            (6, token) => Self::Poisoned {
+                token,
+                reason: failure(input.u64()?)?,
+                detail: input.text()?,
+            },
             (5, token) => Self::Trouble {
                 token,
                 detail: input.text()?,
@@ -307,10 +354,11 @@ mod tests {
     fn requests_and_notices_come_back_as_they_were() {
         let requests = [
             Request::RemovePool { pool: 7 },
+            Request::Echo,
             Request::Register {
                 token: 3,
                 prefetch: true,
-                exact: false,
+                neighbours: Neighbours::Reported,
                 mappings: vec![
                     WireMapping {
                         address: 1 << 20,
@@ -322,7 +370,10 @@ mod tests {
                 ],
             },
             Request::Unregister { token: 3 },
-            Request::Prefetch { pool: 8 },
+            Request::Prefetch {
+                pool: 8,
+                first: vec![2..3, 5..6],
+            },
             Request::FillAll { pool: 8 },
             Request::HoldCompressed { pool: 8 },
             Request::DropCompressed { pool: 8 },
@@ -357,6 +408,11 @@ mod tests {
                 token: 3,
                 reason: Failure::Damaged,
                 detail: "checksum".into(),
+            },
+            Notice::Poisoned {
+                token: 3,
+                reason: Failure::Memory,
+                detail: "no memory".into(),
             },
             Notice::Orphaned,
             Notice::Trouble {

@@ -93,9 +93,13 @@ impl<T> Reads<T> {
         let offset = base + aligned;
         let needed = (range.end - aligned) as usize;
         let len = needed.next_multiple_of(PACK_ALIGN as usize);
+        let buffer = match self.buffers.take(len) {
+            Ok(buffer) => buffer,
+            Err(error) => return self.finished.push((tag, Err(error))),
+        };
         let read = Read {
             file,
-            buffer: self.buffers.take(len),
+            buffer,
             offset,
             len,
             needed,

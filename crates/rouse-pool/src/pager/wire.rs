@@ -1,9 +1,5 @@
 //! Values as bytes, for messages between processes of one program.
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
-
 #[derive(Debug, Default)]
 pub(crate) struct Writer(Vec<u8>);
 
@@ -19,10 +15,6 @@ impl Writer {
     pub fn bytes(&mut self, bytes: &[u8]) {
         self.u64(bytes.len() as u64);
         self.0.extend_from_slice(bytes);
-    }
-
-    pub fn path(&mut self, path: &Path) {
-        self.bytes(path.as_os_str().as_bytes());
     }
 
     pub fn finish(self) -> Vec<u8> {
@@ -49,10 +41,6 @@ impl<'a> Reader<'a> {
         let (bytes, rest) = self.0.split_at_checked(len)?;
         self.0 = rest;
         Some(bytes)
-    }
-
-    pub fn path(&mut self) -> Option<PathBuf> {
-        Some(PathBuf::from(OsStr::from_bytes(self.bytes()?)))
     }
 
     pub fn text(&mut self) -> Option<String> {

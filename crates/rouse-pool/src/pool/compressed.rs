@@ -8,6 +8,7 @@
 //! as from packs, and verifies what it reads as always.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,7 +19,6 @@ use rouse_snapshot::page_map::{PackId, PageMap};
 use rustix::fs::MemfdFlags;
 
 use super::sealed::write_all_at;
-use crate::packs::PackDir;
 
 /// Room for one pack in the memory file; no pack is so long.
 const PACK_ROOM: u64 = 1 << 40;
@@ -34,16 +34,19 @@ pub struct CompressedCopy {
 }
 
 impl CompressedCopy {
-    /// Reads the stored pieces of a page map. Nothing is verified here: that is done when a page is filled.
+    /// Reads the stored pieces of a page map from packs that `open` opens for reads at any place. Nothing is verified here: that is done when a page is filled.
     ///
     /// # Errors
     /// What reading packs and writing to memory say.
-    pub(crate) fn read(map: &PageMap, packs: &PackDir) -> io::Result<Self> {
+    pub(crate) fn read(
+        map: &PageMap,
+        open: impl Fn(PackId) -> io::Result<File>,
+    ) -> io::Result<Self> {
         let file = rustix::fs::memfd_create("rouse-compressed", MemfdFlags::CLOEXEC)?;
         let bases = bases(map);
         let mut buffer = Vec::new();
         for (pack, extents) in extents(map) {
-            let source = packs.pack(pack)?;
+            let source = open(pack)?;
             let base = bases.get(&pack).copied().unwrap_or_default();
             for extent in extents {
                 let mut at = extent.start;

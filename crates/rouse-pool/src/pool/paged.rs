@@ -12,12 +12,14 @@ use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rouse_snapshot::model::PAGE_SIZE;
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, SeekFrom};
 use rustix::io::Errno;
 
+use super::huge::{self, SharedHuge};
 use crate::keeper::{PagerError, PagerHandle};
 use crate::pager::{protocol::Request, resident_pages};
 
@@ -87,6 +89,7 @@ impl SparsePool {
             pages: self.pages,
             pins: Mutex::new(0),
             wired: Mutex::default(),
+            has_large: AtomicBool::new(false),
             pager,
         }))
     }
@@ -100,6 +103,8 @@ struct Paged {
     pins: Mutex<u64>,
     /// Pages that are never taken out.
     wired: Mutex<Vec<Range<u64>>>,
+    /// Some of its pages may be large ones, which are taken out as a whole.
+    has_large: AtomicBool,
     pager: PagerHandle,
 }
 
@@ -172,7 +177,7 @@ impl PagedPool {
         *self.pins() += 1;
         let pinned = PinnedPool(self.clone());
         let pool = self.id().0;
-        self.0.pager.call(&Request::FillAll { pool }, None)?;
+        self.0.pager.call(&Request::FillAll { pool }, &[])?;
         Ok(pinned)
     }
 
@@ -182,9 +187,28 @@ impl PagedPool {
     /// # Errors
     /// As [`pin`](Self::pin).
     pub fn wire(&self, ranges: Vec<Range<u64>>) -> Result<(), PagerError> {
-        // Before they are filled, so that nothing is taken out in between.
-        lock(&self.0.wired).extend(ranges.iter().cloned());
+        self.wire_before_filling(&ranges);
         self.fill(&ranges)
+    }
+
+    /// Fills some pages, and keeps them as long as the result lives. Blocks for as long as reading takes.
+    ///
+    /// # Errors
+    /// As [`pin`](Self::pin).
+    pub(crate) fn keep(&self, pages: Range<u64>) -> Result<KeptPages, PagerError> {
+        self.wire_before_filling(std::slice::from_ref(&pages));
+        let kept = KeptPages {
+            pool: self.clone(),
+            pages,
+        };
+        self.fill(std::slice::from_ref(&kept.pages))?;
+        Ok(kept)
+    }
+
+    /// What is just being taken out is out when this returns, so that whoever fills then finds out what is missing.
+    fn wire_before_filling(&self, ranges: &[Range<u64>]) {
+        let _nothing_goes = self.pins();
+        lock(&self.0.wired).extend(ranges.iter().cloned());
     }
 
     /// Pages that are never taken out.
@@ -203,7 +227,7 @@ impl PagedPool {
                 pool: self.id().0,
                 ranges: ranges.to_vec(),
             };
-            self.0.pager.call(&request, None)?;
+            self.0.pager.call(&request, &[])?;
         }
         Ok(())
     }
@@ -218,20 +242,55 @@ impl PagedPool {
         if *pins > 0 {
             return Err(PagerError::Pinned(self.id()));
         }
-        let ranges = without(ranges, &lock(&self.0.wired));
+        let mut ranges = without(ranges, &lock(&self.0.wired));
+        // It may have made some by itself meanwhile. Once it could, it may have, whatever is set later.
+        if SharedHuge::of_host() != SharedHuge::Never {
+            self.may_have_large();
+        }
+        if self.0.has_large.load(Ordering::Relaxed) {
+            ranges = huge::whole(ranges, self.0.pages);
+        }
         let mut evicted = 0;
         for ranges in ranges.chunks(RANGES_OF_PACKET) {
             let request = Request::Evict {
                 pool: self.id().0,
                 ranges: ranges.to_vec(),
             };
-            evicted += self.0.pager.call(&request, None)?;
+            evicted += self.0.pager.call(&request, &[])?;
         }
         Ok(evicted)
     }
 
+    /// From now on some of its pages may be large.
+    pub(super) fn may_have_large(&self) {
+        self.0.has_large.store(true, Ordering::Relaxed);
+    }
+
+    /// Is one of these pages never taken out?
+    pub(super) fn is_wired(&self, pages: &Range<u64>) -> bool {
+        let wired = lock(&self.0.wired);
+        let meets = |range: &Range<u64>| range.start < pages.end && pages.start < range.end;
+        wired.iter().any(meets)
+    }
+
     fn pins(&self) -> MutexGuard<'_, u64> {
         lock(&self.0.pins)
+    }
+}
+
+/// Pages that are present, and stay while this lives.
+#[derive(Debug)]
+pub(crate) struct KeptPages {
+    pool: PagedPool,
+    pages: Range<u64>,
+}
+
+impl Drop for KeptPages {
+    fn drop(&mut self) {
+        let mut wired = lock(&self.pool.0.wired);
+        if let Some(at) = wired.iter().rposition(|range| *range == self.pages) {
+            wired.remove(at);
+        }
     }
 }
 

@@ -14,7 +14,7 @@
 //! - *A page enters the pool whole.* Only `pwrite` fills pages: the folio stays locked until it is
 //!   complete, so that nobody can see it half filled. (Filling through a shared mapping was
 //!   tried and rejected: other instances read torn pages.)
-//! - *Every page of a finished [`Pool`] is present.* Absent pages of a memfd read as zeros without
+//! - *Every page of a finished [`Pool`] is present, or was said to be zeros.* Absent pages of a memfd read as zeros without
 //!   any error, so that a page forgotten would be a silently wrong byte.
 //! - *A finished pool never changes.* The kernel enforces it by seals, against ourselves too.
 
@@ -61,6 +61,20 @@ impl PoolBuilder {
         Ok(first)
     }
 
+    /// Appends pages of zeros, for which no memory is needed, and returns the page number of the first.
+    ///
+    /// # Errors
+    /// What `ftruncate` says; then nothing was appended.
+    pub fn append_zeros(&mut self, pages: u64) -> io::Result<u64> {
+        let first = self.pages;
+        let start = first * PAGE_SIZE;
+        // What a failed append has left there is cut off first.
+        rustix::fs::ftruncate(&self.file, start)?;
+        rustix::fs::ftruncate(&self.file, start + pages * PAGE_SIZE)?;
+        self.pages += pages;
+        Ok(first)
+    }
+
     /// Pages appended so far.
     pub fn pages(&self) -> u64 {
         self.pages
@@ -72,8 +86,7 @@ impl PoolBuilder {
     /// What `ftruncate` and `fcntl(F_ADD_SEALS)` say.
     pub fn finish(self) -> io::Result<Pool> {
         rustix::fs::ftruncate(&self.file, self.pages * PAGE_SIZE)?;
-        let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
-        rustix::fs::fcntl_add_seals(&self.file, seals)?;
+        seal(self.file.as_fd())?;
         Ok(Pool {
             file: self.file,
             pages: self.pages,
@@ -95,6 +108,29 @@ impl PoolBuilder {
     }
 }
 
+/// Makes a memory file immutable: neither its bytes nor its length can change any more, whoever has it.
+///
+/// While anything in the kernel holds a reference to one of its pages (memory being moved together,
+/// for instance) this cannot be done. The kernel waits for about 0.15 s, which is too short on a machine whose processors are
+/// taken; so it is asked to wait again, for some seconds in all.
+///
+/// # Errors
+/// What `fcntl(F_ADD_SEALS)` says: `ResourceBusy` if the file is mapped to be written.
+pub fn seal(file: BorrowedFd<'_>) -> io::Result<()> {
+    const TRIES: u32 = 40;
+    let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match rustix::fs::fcntl_add_seals(file, seals) {
+            Err(rustix::io::Errno::BUSY) if tries < TRIES => {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            sealed => return Ok(sealed?),
+        }
+    }
+}
+
 /// A finished pool: every page is present and immutable.
 #[derive(Debug)]
 pub struct Pool {
@@ -103,6 +139,24 @@ pub struct Pool {
 }
 
 impl Pool {
+    /// A pool that another process has made. Whatever that process does, its pages cannot change any more.
+    ///
+    /// # Errors
+    /// If it is no memory file, is not sealed as a finished pool is, or is empty or not of whole pages.
+    pub fn adopt(file: OwnedFd) -> io::Result<Self> {
+        let wanted = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW;
+        let len = rustix::fs::fstat(&file)?.st_size as u64;
+        if !rustix::fs::fcntl_get_seals(&file)?.contains(wanted)
+            || len == 0
+            || !len.is_multiple_of(PAGE_SIZE)
+        {
+            let why = "not a finished pool";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
+        let pages = len / PAGE_SIZE;
+        Ok(Self { file, pages })
+    }
+
     /// Length in pages.
     pub fn pages(&self) -> u64 {
         self.pages
@@ -150,6 +204,8 @@ pub(crate) fn write_all_at(file: BorrowedFd<'_>, bytes: &[u8], offset: u64) -> i
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
+    use rustix::mm::{MapFlags, ProtFlags};
+
     use super::*;
 
     const PAGE: usize = PAGE_SIZE as usize;
@@ -174,6 +230,33 @@ mod tests {
     }
 
     #[test]
+    fn only_finished_pools_are_adopted() {
+        let mut builder = PoolBuilder::new("test").unwrap();
+        builder.append(&[1; PAGE]).unwrap();
+        let open = builder.file.try_clone().unwrap();
+        assert!(Pool::adopt(open.try_clone().unwrap()).is_err());
+        builder.finish().unwrap();
+        assert_eq!(Pool::adopt(open).unwrap().pages(), 1);
+        assert!(Pool::adopt(rustix::pipe::pipe().unwrap().0).is_err());
+    }
+
+    #[test]
+    fn zeros_take_no_memory() {
+        let mut builder = PoolBuilder::new("test").unwrap();
+        builder.append(&[1; PAGE]).unwrap();
+        assert_eq!(builder.append_zeros(1000).unwrap(), 1);
+        assert_eq!(builder.append(&[2; PAGE]).unwrap(), 1001);
+        assert_eq!(builder.append_zeros(2).unwrap(), 1002);
+        let pool = builder.finish().unwrap();
+        assert_eq!(pool.pages(), 1004);
+        assert_eq!(rustix::fs::fstat(&pool).unwrap().st_blocks * 512, 2 * 4096);
+        let mut buffer = [7; 4 * PAGE];
+        pool.read(1000, &mut buffer).unwrap();
+        let first_bytes = buffer.chunks(PAGE).map(|page| page[0]);
+        assert_eq!(first_bytes.collect::<Vec<_>>(), [0, 2, 0, 0]);
+    }
+
+    #[test]
     fn part_of_a_page_is_refused() {
         let mut builder = PoolBuilder::new("test").unwrap();
         let error = builder.append(&[1; PAGE + 1]).unwrap_err();
@@ -191,5 +274,25 @@ mod tests {
         assert!(rustix::fs::ftruncate(&pool, 0).is_err());
         assert!(rustix::fs::ftruncate(&pool, 2 * PAGE_SIZE).is_err());
         assert!(rustix::fs::fcntl_add_seals(&pool, SealFlags::FUTURE_WRITE).is_err());
+    }
+
+    /// It is mapped to be written when it is to be sealed, and a moment later no more.
+    #[test]
+    fn who_still_holds_a_page_is_waited_for() {
+        let mut builder = PoolBuilder::new("test").unwrap();
+        builder.append(&[1; PAGE]).unwrap();
+        let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
+        let anywhere = std::ptr::null_mut();
+        // SAFETY: a new mapping, through which nothing is read or written.
+        let mapped =
+            unsafe { rustix::mm::mmap(anywhere, PAGE, protection, flags, &builder.file, 0) };
+        let mapped = mapped.unwrap() as usize;
+        let holder = std::thread::spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            // SAFETY: it is the mapping made above, which nothing else uses.
+            unsafe { rustix::mm::munmap(mapped as *mut _, PAGE) }.unwrap();
+        });
+        assert!(builder.finish().is_ok());
+        holder.join().unwrap();
     }
 }

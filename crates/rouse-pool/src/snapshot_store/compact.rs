@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 
+use rouse_snapshot::manifest::AnySnapshot;
 use rouse_snapshot::page_map::{Class, PACK_ALIGN, PackId, PageMap, Piece, PieceKind};
 
 use super::error::Context;
@@ -53,8 +54,8 @@ impl SnapshotStore {
         let mut kept = HashSet::new();
         for (name, dir) in layout::list(&self.root)? {
             // A snapshot that cannot be read keeps what it refers to.
-            let stored = read::read_manifest(&dir, &key)
-                .and_then(|(s, binding)| Ok((s, read::read_page_map(&dir, &binding)?, binding)));
+            let stored = read::read_manifest::<AnySnapshot>(&dir, &key)
+                .and_then(|(s, binding)| Ok((s, read::read_page_map(&dir, &binding)?.0, binding)));
             match stored {
                 Ok((snapshot, map, binding)) => {
                     if let Some(new) = follow(&map, &moved) {

@@ -84,7 +84,8 @@ impl DictionaryDir {
             let error = io::Error::new(io::ErrorKind::InvalidData, "its bytes have changed");
             return Err(error).context("use", &path);
         }
-        let parent = ParentPages::new(bytes, self.packs.clone(), keys).context("use", &path)?;
+        let open = |id| self.packs.pack(id);
+        let parent = ParentPages::new(bytes, keys, open).context("use", &path)?;
         let parent = Arc::new(parent);
         self.lock_parents().insert(id, Arc::downgrade(&parent));
         Ok(parent)

@@ -18,7 +18,7 @@ use rouse_snapshot::page_map::{
 
 use super::dictionaries::DictionaryDir;
 use super::error::Context;
-use super::known::{Found, Known, bound_scatter};
+use super::known::{Found, Known, bound_packs, bound_scatter};
 use super::report::WriteReport;
 use super::{StoreError, parallel};
 use crate::chunk::Base;
@@ -161,6 +161,7 @@ impl Encoder<'_> {
         })?;
         let (ids, mut found): (Vec<_>, Vec<_>) = named.into_iter().unzip();
         bound_scatter(&mut found);
+        bound_packs(&mut found);
         known.verify(&mut found, self.keys, self.dictionaries)?;
         Ok((ids, found))
     }

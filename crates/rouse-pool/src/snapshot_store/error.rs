@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rouse_snapshot::Invalid;
 use rouse_snapshot::manifest::ManifestError;
-use rouse_snapshot::page_map::{PackId, PageMapError};
+use rouse_snapshot::page_map::{DictionaryId, PackId, PageMapError};
 
 use crate::chunk::PieceError;
 use crate::packs::PackError;
@@ -114,6 +114,32 @@ pub enum StoreError {
         offset: u64,
         /// What is wrong with it.
         source: PieceError,
+    },
+    /// Another snapshot has taken its place while it was stored anew.
+    #[error("{path} is another snapshot by now")]
+    Exchanged {
+        /// Where.
+        path: PathBuf,
+    },
+    /// A dictionary that the page map names is not there.
+    #[error("the dictionary {id} is missing")]
+    NoDictionary {
+        /// Its name.
+        id: DictionaryId,
+    },
+    /// A file that is open cannot be opened once more.
+    #[error("a file of the snapshot cannot be opened for the pager")]
+    Reopen {
+        /// Why.
+        source: io::Error,
+    },
+    /// More files than the pager takes for one pool.
+    #[error(
+        "its pages lie in {files} files, which are too many for pages to come when they are needed"
+    )]
+    Scattered {
+        /// Packs, dictionaries and page map.
+        files: usize,
     },
     /// Encoding failed.
     #[error("a piece cannot be encoded")]

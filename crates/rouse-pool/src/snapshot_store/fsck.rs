@@ -5,6 +5,7 @@ use std::error::Error;
 use std::fs::File;
 use std::sync::{Mutex, PoisonError};
 
+use rouse_snapshot::manifest::AnySnapshot;
 use rouse_snapshot::page_map::{DictionaryId, PackId, Piece};
 
 use super::known::Buffers;
@@ -127,7 +128,12 @@ impl SnapshotStore {
         Ok(packs)
     }
 
-    fn check_dictionaries(&self, name: &str, stored: &StoredSnapshot, damages: &mut Damages) {
+    fn check_dictionaries(
+        &self,
+        name: &str,
+        stored: &StoredSnapshot<AnySnapshot>,
+        damages: &mut Damages,
+    ) {
         for id in stored.map.dictionaries() {
             if let Err(what) = self.check_dictionary(id) {
                 add(damages, what, name);
@@ -149,7 +155,7 @@ impl SnapshotStore {
 
 /// Which of these chunks are damaged, and how.
 fn check_pieces(
-    stored: &StoredSnapshot,
+    stored: &StoredSnapshot<AnySnapshot>,
     fresh: &BTreeSet<(PackId, u64)>,
 ) -> Result<BTreeMap<(PackId, u64), String>, StoreError> {
     let mut pieces: Vec<(usize, &Piece)> = stored

@@ -12,6 +12,7 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
+use rouse_snapshot::manifest::AnySnapshot;
 use rouse_snapshot::page_map::{DictionaryId, PackId, PageMap};
 
 use super::dictionaries::remove_any;
@@ -176,7 +177,7 @@ impl SnapshotStore {
                 continue;
             }
             // Whether the manifest is right decides the reader; here it only matters which map it names.
-            if let Ok((_, binding)) = super::read::read_manifest(&dir, &key) {
+            if let Ok((_, binding)) = super::read::read_manifest::<AnySnapshot>(&dir, &key) {
                 let current = dir.join(layout::page_map_file(&binding.page_map));
                 found.extend(maps.into_iter().filter(|map| *map != current));
             }

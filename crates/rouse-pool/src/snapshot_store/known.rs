@@ -26,6 +26,11 @@ pub const MIN_HOT_RUN: u64 = 256 << 10;
 /// with many snapshots.
 const MAX_PACKS: usize = 512;
 
+/// Packs of others that a snapshot refers to: it needs as many open files. With those of a template, which has as many, and
+/// its own they are not more than [`MAX_PACKS`](crate::pager::MAX_PACKS).
+const MAX_PACKS_OF_SNAPSHOT: usize = 40;
+const _: () = assert!(2 * (MAX_PACKS_OF_SNAPSHOT + 1) <= crate::pager::MAX_PACKS);
+
 /// A piece and the stored chunk that it may refer to, if there is one.
 pub(super) type Found = Option<(Piece, Chunk)>;
 
@@ -155,6 +160,29 @@ pub(super) fn bound_scatter(found: &mut [Found]) {
             run.fill(None);
         }
         start = end;
+    }
+}
+
+/// Drops what lies in more packs than a snapshot may refer to: those that spare least are given up.
+pub(super) fn bound_packs(found: &mut [Found]) {
+    let mut spared: BTreeMap<PackId, u64> = BTreeMap::new();
+    for (_, chunk) in found.iter().flatten() {
+        *spared.entry(chunk.pack).or_default() += u64::from(chunk.stored_len);
+    }
+    let mut packs: Vec<(PackId, u64)> = spared.into_iter().collect();
+    packs.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+    let dropped: Vec<PackId> = packs
+        .iter()
+        .skip(MAX_PACKS_OF_SNAPSHOT)
+        .map(|(id, _)| *id)
+        .collect();
+    for one in found {
+        if one
+            .as_ref()
+            .is_some_and(|(_, chunk)| dropped.contains(&chunk.pack))
+        {
+            *one = None;
+        }
     }
 }
 

@@ -117,7 +117,11 @@ pub(super) fn write_new(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
 
 /// Reads a file of at most so many bytes.
 pub(super) fn read_bounded(path: &Path, max_len: u64) -> Result<Vec<u8>, StoreError> {
-    let file = File::open(path).context("open", path)?;
+    read_open(&File::open(path).context("open", path)?, path, max_len)
+}
+
+/// The same of a file that is open, from where it was read to.
+pub(super) fn read_open(file: &File, path: &Path, max_len: u64) -> Result<Vec<u8>, StoreError> {
     let mut bytes = Vec::new();
     // One more than allowed, so that a file that is too large is not just cut off.
     file.take(max_len + 1)

@@ -5,6 +5,9 @@
 //!   until then nobody else can know that the pack is still needed;
 //! - a file with a temporary name is rubbish only if nobody is writing it.
 //!
+//! Who stores a snapshot anew holds its directory besides, from reading it on: of two, each would take what it has read for
+//! what is there, and leave the other's page map behind.
+//!
 //! The kernel gives the lock back when a process ends, however it ends.
 
 use std::fs::{File, OpenOptions};
@@ -17,7 +20,7 @@ use super::StoreError;
 use super::error::Context;
 use super::layout::lock_file;
 
-/// The lock on a store, until it is dropped.
+/// A lock, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Lock {
     _file: File,
@@ -30,6 +33,14 @@ impl Lock {
 
     pub fn exclusive(root: &Path) -> Result<Self, StoreError> {
         Self::take(root, FlockOperation::LockExclusive)
+    }
+
+    /// The turn to store a snapshot anew. To be taken before the lock on the store.
+    pub fn of_snapshot(dir: &Path) -> Result<Self, StoreError> {
+        let file = File::open(dir).context("open", dir)?;
+        rustix::io::retry_on_intr(|| flock(&file, FlockOperation::LockExclusive))
+            .context("lock", dir)?;
+        Ok(Self { _file: file })
     }
 
     /// Each opens the file anew, so that threads of one process exclude each other too.

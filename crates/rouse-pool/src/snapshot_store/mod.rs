@@ -41,10 +41,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rouse_snapshot::manifest::Binding;
-use rouse_snapshot::model::ProcessSnapshot;
+use rouse_snapshot::manifest::{AnySnapshot, Binding, Subject};
 use rouse_snapshot::page_map::{DictionaryId, Domain, PageMap};
-use rouse_snapshot::validate;
 
 pub use encode::WriteOptions;
 pub use error::StoreError;
@@ -57,7 +55,7 @@ pub use report::{CodecUse, Damage, FsckReport, GcReport, Orphan, WriteReport};
 use dictionaries::DictionaryDir;
 use encode::Encoder;
 use error::Context;
-use layout::{create_dir, page_map_file, snapshot_dir};
+use layout::{create_dir, snapshot_dir};
 use lock::Lock;
 
 use crate::chunk::{Base, Decoder, ParentPages};
@@ -167,13 +165,16 @@ impl SnapshotStore {
     /// # Errors
     /// As [`Self::open_snapshot`].
     pub fn parent_pages(&self, name: &str) -> Result<Option<Arc<ParentPages>>, StoreError> {
-        let stored = self.open_snapshot(name)?;
+        let stored = self.open_as::<AnySnapshot>(name)?;
         if stored.binding.domain != Domain::Templates {
             return Ok(None);
         }
         let bytes = ParentPages::bytes_of(&stored.map);
         let keys = self.key.domain_keys("");
-        let parent = ParentPages::new(bytes, self.packs.clone(), keys);
+        let parent = ParentPages::new(bytes, keys, |id| match stored.packs.get(&id) {
+            Some(pack) => pack.try_clone(),
+            None => self.packs.pack(id),
+        });
         Ok(parent.ok().map(Arc::new))
     }
 
@@ -184,14 +185,14 @@ impl SnapshotStore {
     pub fn write(
         &self,
         name: &str,
-        snapshot: &ProcessSnapshot,
+        snapshot: &impl Subject,
         pool: &Pool,
         options: &WriteOptions<'_>,
     ) -> Result<WriteReport, StoreError> {
         let target = self.path_of(name)?;
-        validate(snapshot)?;
-        if snapshot.pool_pages != pool.pages() {
-            let (snapshot, pool) = (snapshot.pool_pages, pool.pages());
+        snapshot.check()?;
+        if snapshot.pool_pages() != pool.pages() {
+            let (snapshot, pool) = (snapshot.pool_pages(), pool.pages());
             return Err(StoreError::PoolLength { snapshot, pool });
         }
         let _lock = Lock::shared(&self.root)?;
@@ -218,13 +219,16 @@ impl SnapshotStore {
     /// Tenant and domain in `options` must be those of the snapshot; others are not looked at.
     ///
     /// # Errors
-    /// As [`Self::open_snapshot`], [`StoredSnapshot::load`] and [`Self::write`]; the old state stays then.
+    /// As [`Self::open_snapshot`], [`StoredSnapshot::load`] and [`Self::write`]; [`StoreError::Exchanged`]. The old state
+    /// stays then.
     pub fn rewrite(
         &self,
         name: &str,
         options: &WriteOptions<'_>,
     ) -> Result<WriteReport, StoreError> {
-        let stored = self.open_snapshot(name)?;
+        let dir = self.path_of(name)?;
+        let _turn = Lock::of_snapshot(&dir)?;
+        let stored = self.open_as::<AnySnapshot>(name)?;
         let pool = stored.load()?;
         let options = WriteOptions {
             tenant: &stored.binding.tenant,
@@ -235,40 +239,47 @@ impl SnapshotStore {
         };
         let _lock = Lock::shared(&self.root)?;
         let (map, pack, report) = self.encode(&pool, &options)?;
-        self.replace(
-            &self.path_of(name)?,
-            &stored.snapshot,
-            &stored.binding,
-            &map,
-            pack,
-        )?;
+        // A collection may have given it another page map since it was read, of the same pages.
+        let (_, now) = read::read_manifest::<AnySnapshot>(&dir, &self.key.manifest_key())?;
+        if now.pool != stored.binding.pool {
+            return Err(StoreError::Exchanged { path: dir });
+        }
+        self.replace(&dir, &stored.snapshot, &now, &map, pack)?;
         Ok(report)
+    }
+
+    /// Reads a process's snapshot, all but its pages.
+    ///
+    /// # Errors
+    /// As [`Self::open_as`].
+    pub fn open_snapshot(&self, name: &str) -> Result<StoredSnapshot, StoreError> {
+        self.open_as(name)
     }
 
     /// Reads a snapshot, all but its pages.
     ///
     /// # Errors
-    /// Anything that is missing, damaged, unknown, does not belong together or was not written by
-    /// this node.
-    pub fn open_snapshot(&self, name: &str) -> Result<StoredSnapshot, StoreError> {
+    /// Anything that is missing, damaged, unknown, does not belong together, was not written by this node, or is of
+    /// another kind of sandbox.
+    pub fn open_as<S: Subject>(&self, name: &str) -> Result<StoredSnapshot<S>, StoreError> {
         let dir = self.path_of(name)?;
         let _lock = Lock::shared(&self.root)?;
         self.read(name, &dir)
     }
 
-    fn read(&self, name: &str, dir: &Path) -> Result<StoredSnapshot, StoreError> {
+    fn read<S: Subject>(&self, name: &str, dir: &Path) -> Result<StoredSnapshot<S>, StoreError> {
         let key = self.key.manifest_key();
         let mut attempts = READ_ATTEMPTS;
-        let (snapshot, binding, map) = loop {
-            let (snapshot, binding) = read::read_manifest(dir, &key)?;
+        let (snapshot, binding, (map, page_map)) = loop {
+            let (snapshot, binding) = read::read_manifest::<S>(dir, &key)?;
             match read::read_page_map(dir, &binding) {
-                Ok(map) => break (snapshot, binding, map),
+                Ok(read) => break (snapshot, binding, read),
                 // It may have been stored anew between the two.
                 Err(StoreError::Io { .. }) if attempts > 0 => attempts -= 1,
                 Err(error) => return Err(error),
             }
         };
-        if map.pages() != snapshot.pool_pages {
+        if map.pages() != snapshot.pool_pages() {
             let path = dir.join(layout::page_map_file(&binding.page_map));
             return Err(StoreError::WrongPageMap { path });
         }
@@ -280,8 +291,21 @@ impl SnapshotStore {
                 .context("open", &self.packs.path_of(id))?;
             packs.insert(id, file);
         }
+        let keys = self.key.domain_keys(&binding.tenant);
+        let (mut dictionaries, mut parents) = (Vec::new(), Vec::new());
+        for id in map.dictionaries() {
+            // Pieces that need none can be read without those that are missing.
+            let file = fs::File::open(self.dictionaries.path_of(id));
+            dictionaries.extend(file.ok().map(|file| (id, file)));
+            if self.dictionaries.is_parent(id) {
+                parents.extend(self.dictionaries.parent(id, keys).ok());
+            }
+        }
         Ok(StoredSnapshot {
             decoder: self.decoder(&binding.tenant, &map),
+            page_map,
+            dictionaries,
+            parents,
             pool_name: pool_name(name),
             snapshot,
             map,
@@ -290,23 +314,12 @@ impl SnapshotStore {
         })
     }
 
-    /// What the pager needs to fill the pool of a snapshot.
+    /// What the pager needs to fill the pool of a snapshot: files that stay readable whatever becomes of the snapshot.
     ///
     /// # Errors
-    /// A name that no snapshot can have.
-    pub fn source(&self, name: &str, stored: &StoredSnapshot) -> Result<PoolSource, StoreError> {
-        let binding = &stored.binding;
-        let dictionaries = stored.map.dictionaries();
-        Ok(PoolSource {
-            page_map: self.path_of(name)?.join(page_map_file(&binding.page_map)),
-            digest: binding.page_map,
-            store: self.root.clone(),
-            dictionaries: dictionaries
-                .into_iter()
-                .map(|id| self.dictionaries.path_of(id))
-                .collect(),
-            keys: self.key.domain_keys(&binding.tenant),
-        })
+    /// A dictionary that is missing; [`StoreError::Scattered`]; what opening files says.
+    pub fn source<S: Sync>(&self, stored: &StoredSnapshot<S>) -> Result<PoolSource, StoreError> {
+        stored.source(self.key.domain_keys(&stored.binding.tenant))
     }
 
     /// What decodes and verifies the pieces of a tenant's page map.

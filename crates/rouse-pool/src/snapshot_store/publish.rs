@@ -5,8 +5,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use rouse_snapshot::manifest::{Binding, encode_with_map, sign};
-use rouse_snapshot::model::ProcessSnapshot;
+use rouse_snapshot::manifest::{Binding, Subject, sign};
 use rouse_snapshot::page_map::PageMap;
 use rustix::fs::{CWD, RenameFlags, renameat, renameat_with};
 use rustix::io::Errno;
@@ -24,7 +23,7 @@ impl SnapshotStore {
     pub(super) fn publish(
         &self,
         target: &Path,
-        snapshot: &ProcessSnapshot,
+        snapshot: &impl Subject,
         binding: &Binding,
         page_map: &[u8],
         pack: Option<SealedPack>,
@@ -67,7 +66,7 @@ impl SnapshotStore {
     pub(super) fn replace(
         &self,
         dir: &Path,
-        snapshot: &ProcessSnapshot,
+        snapshot: &impl Subject,
         old: &Binding,
         map: &PageMap,
         pack: Option<SealedPack>,
@@ -100,8 +99,8 @@ impl SnapshotStore {
         Ok(())
     }
 
-    fn manifest(&self, snapshot: &ProcessSnapshot, binding: &Binding) -> Vec<u8> {
-        sign(encode_with_map(snapshot, binding), &self.key.manifest_key())
+    fn manifest(&self, snapshot: &impl Subject, binding: &Binding) -> Vec<u8> {
+        sign(snapshot.encode(Some(binding)), &self.key.manifest_key())
     }
 
     fn publish_pack(&self, pack: Option<SealedPack>) -> Result<(), StoreError> {

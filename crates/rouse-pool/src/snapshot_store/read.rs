@@ -2,17 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 
-use rouse_snapshot::manifest::{self, Binding, Manifest, ManifestError, ManifestKey};
+use rouse_snapshot::manifest::{self, Binding, Manifest, ManifestError, ManifestKey, Subject};
 use rouse_snapshot::model::{PAGE_SIZE, ProcessSnapshot};
-use rouse_snapshot::page_map::{PackId, PageMap, PageMapError, Piece};
+use rouse_snapshot::page_map::{DictionaryId, PackId, PageMap, PageMapError, Piece};
 
-use super::layout::{MANIFEST_FILE, page_map_file, read_bounded};
+use super::error::Context;
+use super::layout::{MANIFEST_FILE, page_map_file, read_bounded, read_open};
 use super::{StoreError, parallel};
-use crate::chunk::Decoder;
+use crate::chunk::{Decoder, ParentPages};
+use crate::key::DomainKeys;
+use crate::packs::reopen;
+use crate::pager::PoolSource;
 use crate::pool::{Pool, PoolBuilder, write_all_at};
 
 /// Larger manifests are taken as damage, bytes. A thread needs about 3 KB and a mapping 100 bytes;
@@ -23,22 +28,26 @@ const MAX_PAGE_MAP_LEN: u64 = 512 << 20;
 /// Stored bytes that are read in one go, when they lie side by side.
 const READ_LEN: u64 = 1 << 20;
 
-/// A snapshot that was read, all but its pages. Its packs are open, so that it can be used until
-/// it is dropped, whatever is removed or collected meanwhile.
+/// A snapshot that was read, all but its pages. All that it needs is open, so that it can be used until
+/// it is dropped, whatever is stored anew, removed or collected meanwhile.
 #[derive(Debug)]
-pub struct StoredSnapshot {
-    /// The process.
-    pub snapshot: ProcessSnapshot,
+pub struct StoredSnapshot<S = ProcessSnapshot> {
+    /// The process or machine.
+    pub snapshot: S,
     /// Where its pages are.
     pub map: PageMap,
     /// What ties both together, and to a tenant.
     pub binding: Binding,
+    pub(super) page_map: File,
     pub(super) packs: BTreeMap<PackId, File>,
+    /// Those that there are, and the templates among them.
+    pub(super) dictionaries: Vec<(DictionaryId, File)>,
+    pub(super) parents: Vec<Arc<ParentPages>>,
     pub(super) decoder: Decoder,
     pub(super) pool_name: String,
 }
 
-impl StoredSnapshot {
+impl<S: Sync> StoredSnapshot<S> {
     /// Decodes and verifies the pieces of [`Self::map`].
     pub fn decoder(&self) -> &Decoder {
         &self.decoder
@@ -52,6 +61,36 @@ impl StoredSnapshot {
     /// Name of the pool, as `/proc/PID/maps` shows it.
     pub fn pool_name(&self) -> &str {
         &self.pool_name
+    }
+
+    /// The files that the pager fills the snapshot's pool from, with the keys of its tenant.
+    pub(super) fn source(&self, keys: DomainKeys) -> Result<PoolSource, StoreError> {
+        let again = |file: BorrowedFd<'_>, past_the_cache| {
+            reopen(file, past_the_cache).map_err(|source| StoreError::Reopen { source })
+        };
+        let dictionaries = self.map.dictionaries().into_iter().map(|id| {
+            let found = self.dictionaries.iter().find(|(other, _)| *other == id);
+            let (_, file) = found.ok_or(StoreError::NoDictionary { id })?;
+            again(file.as_fd(), false)
+        });
+        let of_parents = self.parents.iter().flat_map(|parent| parent.packs());
+        let packs: BTreeMap<_, _> = self.packs.iter().chain(of_parents).collect();
+        let packs = packs
+            .into_iter()
+            .map(|(id, file)| Ok((*id, again(file.as_fd(), true)?)));
+        let source = PoolSource {
+            digest: self.binding.page_map,
+            keys,
+            page_map: again(self.page_map.as_fd(), false)?,
+            dictionaries: dictionaries.collect::<Result<_, _>>()?,
+            packs: packs.collect::<Result<_, StoreError>>()?,
+        };
+        match source.fits() {
+            true => Ok(source),
+            false => Err(StoreError::Scattered {
+                files: source.files().count(),
+            }),
+        }
     }
 
     /// Reads all pages into a new pool, every byte verified.
@@ -74,6 +113,29 @@ impl StoredSnapshot {
             Wrapped::Store(error) => error,
             Wrapped::Memory(source) => memory(source),
         })
+    }
+
+    /// Reads, decodes and verifies one piece of [`Self::map`].
+    ///
+    /// # Errors
+    /// If it is missing or damaged.
+    pub fn read_piece(&self, index: usize) -> Result<Vec<u8>, StoreError> {
+        let piece = &self.map.pieces()[index];
+        let mut plain = vec![0; piece.len_bytes()];
+        match piece.chunk() {
+            Some(chunk) => {
+                read_piece(
+                    &self.decoder,
+                    &self.packs[&chunk.pack],
+                    index,
+                    piece,
+                    &mut plain,
+                )?;
+            }
+            None => (self.decoder.decode(piece, &[], &mut plain))
+                .map_err(|source| piece_error(index, piece, source))?,
+        }
+        Ok(plain)
     }
 
     fn fill(
@@ -236,10 +298,10 @@ pub(super) fn piece_error(
 }
 
 /// Reads and verifies the manifest in a snapshot's directory.
-pub(super) fn read_manifest(
+pub(super) fn read_manifest<S: Subject>(
     dir: &Path,
     key: &ManifestKey,
-) -> Result<(ProcessSnapshot, Binding), StoreError> {
+) -> Result<(S, Binding), StoreError> {
     let path = dir.join(MANIFEST_FILE);
     let bytes = read_bounded(&path, MAX_MANIFEST_LEN)?;
     let in_manifest = |source: ManifestError| StoreError::Manifest {
@@ -247,17 +309,18 @@ pub(super) fn read_manifest(
         source,
     };
     let signed = manifest::verify(&bytes, key).map_err(in_manifest)?;
-    let Manifest { snapshot, binding } = manifest::decode_with_map(signed).map_err(in_manifest)?;
+    let Manifest { snapshot, binding } = S::decode(signed).map_err(in_manifest)?;
     match binding {
         Some(binding) => Ok((snapshot, binding)),
         None => Err(StoreError::Unbound { path }),
     }
 }
 
-/// Reads the page map that a manifest names, and checks that it is that one.
-pub(super) fn read_page_map(dir: &Path, binding: &Binding) -> Result<PageMap, StoreError> {
+/// Opens and reads the page map that a manifest names, and checks that it is that one.
+pub(super) fn read_page_map(dir: &Path, binding: &Binding) -> Result<(PageMap, File), StoreError> {
     let path = dir.join(page_map_file(&binding.page_map));
-    let bytes = read_bounded(&path, MAX_PAGE_MAP_LEN)?;
+    let file = File::open(&path).context("open", &path)?;
+    let bytes = read_open(&file, &path, MAX_PAGE_MAP_LEN)?;
     let in_map = |source: PageMapError| StoreError::PageMap {
         path: path.clone(),
         source,
@@ -267,7 +330,7 @@ pub(super) fn read_page_map(dir: &Path, binding: &Binding) -> Result<PageMap, St
     if digest != binding.page_map {
         return Err(StoreError::WrongPageMap { path });
     }
-    Ok(map)
+    Ok((map, file))
 }
 
 /// Reads a page map that no manifest vouches for: enough to know which packs it refers to.

@@ -9,15 +9,20 @@ const _: () = {
     assert!(LEN == 8 + 3 * 8);
 };
 
+/// Flag of a fault on a page that is present.
+const FLAG_MINOR: u64 = 1 << 2;
+
 /// What happened in a watched process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
-    /// A thread touched an absent page and waits.
+    /// A thread touched an absent page, or one that is not mapped, and waits.
     Fault {
         /// The page's address.
         address: u64,
         /// The thread's number, in its own pid namespace.
         thread: u32,
+        /// Is the page there, and only not mapped yet? Reported only where that was asked for.
+        present: bool,
     },
     /// The process forked: the child's memory is watched by this new descriptor.
     Fork {
@@ -57,6 +62,7 @@ pub(super) fn parse(message: &[u8; LEN]) -> Option<Event> {
         0x12 => Event::Fault {
             address: word(2) & !(super::PAGE - 1),
             thread: word(3) as u32,
+            present: word(1) & FLAG_MINOR != 0,
         },
         0x13 => Event::Fork {
             fd: word(1) as u32 as i32,
@@ -95,12 +101,15 @@ mod tests {
     #[test]
     fn each_event_is_told_from_the_others() {
         assert_eq!(
-            parse(&message(0x12, [0, 0x7000_1234, 9])).unwrap(),
+            parse(&message(0x12, [5, 0x7000_1234, 9])).unwrap(),
             Event::Fault {
                 address: 0x7000_1000,
-                thread: 9
+                thread: 9,
+                present: true,
             }
         );
+        let absent = parse(&message(0x12, [1, 0x7000_1234, 9]));
+        assert!(matches!(absent, Some(Event::Fault { present: false, .. })));
         assert_eq!(
             parse(&message(0x13, [17, 0, 0])).unwrap(),
             Event::Fork { fd: 17 }

@@ -82,6 +82,24 @@ pub enum Neighbours {
     /// Each page is mapped when it is touched itself, so that page tables say exactly what was. Done by registering for
     /// write protection, which nothing asks for: the kernel leaves neighbours alone where it may be in use (Linux 5.19).
     Left,
+    /// As `Left`; and who touches a page that is present, but not mapped there yet, waits as for an absent one
+    /// ([`Event::Fault`], [`Userfaultfd::map`]). So every first touch is seen, in its order (Linux 5.14).
+    Reported,
+}
+
+/// What became of a page that was to be mapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mapped {
+    /// It is mapped, or is not watched any more: whoever waited goes on.
+    Done,
+    /// It is not in the memory file any more.
+    Absent,
+    /// An unread event is in the way: read events, then try again.
+    Later,
+    /// The process is gone.
+    Gone,
+    /// The kernel cannot map it.
+    Refused,
 }
 
 /// What a fault can be answered with, when it cannot be filled.
@@ -97,6 +115,46 @@ pub enum Answered {
     Unsupported,
 }
 
+/// What came of filling memory of another process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Filled {
+    /// Bytes that were filled, from the start on; also when it did not end well.
+    pub bytes: u64,
+    /// How it ended.
+    pub end: FillEnd,
+}
+
+/// How filling memory of another process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FillEnd {
+    /// All is filled.
+    Done,
+    /// The page behind those is there already. Who waits for it was not woken.
+    Present,
+    /// An unread event is in the way: read events, then try again.
+    Later,
+    /// This memory is not watched any more, or not mapped.
+    Unwatched,
+    /// The process is gone.
+    Gone,
+    /// Something else: most often, there is no memory.
+    Failed(Errno),
+}
+
+impl Filled {
+    fn of(bytes: u64, result: Result<(), Errno>) -> Self {
+        let end = match result {
+            Ok(()) => FillEnd::Done,
+            Err(Errno::EXIST) => FillEnd::Present,
+            Err(Errno::AGAIN) => FillEnd::Later,
+            Err(Errno::NOENT) => FillEnd::Unwatched,
+            Err(Errno::SRCH) => FillEnd::Gone,
+            Err(errno) => FillEnd::Failed(errno),
+        };
+        Self { bytes, end }
+    }
+}
+
 /// Every user address of a process, as the kernel takes it for waking.
 const EVERYWHERE: (u64, u64) = (1 << 16, 0x7fff_ffff_f000 - (1 << 16));
 
@@ -106,6 +164,12 @@ const PAGE: u64 = 4096;
 /// A userfaultfd, borrowed: every call of the kernel's interface.
 #[derive(Debug, Clone, Copy)]
 pub struct Userfaultfd<'a>(BorrowedFd<'a>);
+
+impl AsFd for Userfaultfd<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0
+    }
+}
 
 impl<'a> Userfaultfd<'a> {
     /// The descriptor must be a userfaultfd; calls fail otherwise.
@@ -169,6 +233,23 @@ impl<'a> Userfaultfd<'a> {
         self.wake(EVERYWHERE.0, EVERYWHERE.1)
     }
 
+    /// Maps one page that is present in the memory file where it was touched ([`Neighbours::Reported`]), and lets those who
+    /// wait for it go on.
+    pub fn map(self, address: u64) -> Mapped {
+        match sys::map_present(self.0, address, PAGE) {
+            Ok(()) => Mapped::Done,
+            // Another thread was faster, or the memory is not there any more: they find out when they go on.
+            Err(Errno::EXIST | Errno::NOENT) => match self.wake(address, PAGE) {
+                Ok(()) => Mapped::Done,
+                Err(_) => Mapped::Gone,
+            },
+            Err(Errno::FAULT) => Mapped::Absent,
+            Err(Errno::AGAIN) => Mapped::Later,
+            Err(Errno::SRCH) => Mapped::Gone,
+            Err(_) => Mapped::Refused,
+        }
+    }
+
     /// Makes one page fail for good: whoever touches it gets `SIGBUS`, system calls `EFAULT`
     /// (Linux 6.6).
     pub fn poison(self, address: u64) -> Answered {
@@ -193,7 +274,7 @@ impl<'a> Userfaultfd<'a> {
     pub fn copy(self, address: u64, bytes: &[u8]) -> io::Result<u64> {
         let (mut done, mut copied) = (0, 0);
         while done < bytes.len() {
-            match sys::copy(self.0, address + done as u64, &bytes[done..]) {
+            match sys::copy(self.0, address + done as u64, &bytes[done..], false) {
                 (len, Ok(()) | Err(Errno::AGAIN)) => {
                     done += len as usize;
                     copied += len / PAGE;
@@ -206,6 +287,18 @@ impl<'a> Userfaultfd<'a> {
             }
         }
         Ok(copied)
+    }
+
+    /// Copies whole pages into memory of *another* process, and lets everybody go on who waits there.
+    pub fn fill(self, address: u64, bytes: &[u8]) -> Filled {
+        let (done, result) = sys::copy(self.0, address, bytes, true);
+        Filled::of(done, result)
+    }
+
+    /// The same with zeros, which takes no memory. Not for huge pages of a pool of them.
+    pub fn fill_zeros(self, address: u64, bytes: u64) -> Filled {
+        let (done, result) = sys::zero(self.0, address, bytes);
+        Filled::of(done, result)
     }
 
     /// Whether the memory that it watches still exists.

@@ -19,17 +19,21 @@ const UFFDIO_API: u64 = request(BOTH, 0x3f, size_of::<Api>());
 const UFFDIO_REGISTER: u64 = request(BOTH, 0x00, size_of::<Register>());
 const UFFDIO_WAKE: u64 = request(READ, 0x02, size_of::<Range>());
 const UFFDIO_COPY: u64 = request(BOTH, 0x03, size_of::<Copy>());
+const UFFDIO_ZEROPAGE: u64 = request(BOTH, 0x04, size_of::<Zero>());
+const UFFDIO_CONTINUE: u64 = request(BOTH, 0x07, size_of::<Continue>());
 const UFFDIO_POISON: u64 = request(BOTH, 0x08, size_of::<Poison>());
 
 const UFFD_API: u64 = 0xaa;
-const FEATURES: u64 = FORK | REMAP | REMOVE | UNMAP | THREAD_ID;
+const FEATURES: u64 = FORK | REMAP | REMOVE | UNMAP | THREAD_ID | MINOR_SHMEM;
 const FORK: u64 = 1 << 1;
 const REMAP: u64 = 1 << 2;
 const REMOVE: u64 = 1 << 3;
 const UNMAP: u64 = 1 << 6;
 const THREAD_ID: u64 = 1 << 8;
+const MINOR_SHMEM: u64 = 1 << 10;
 const REGISTER_MODE_MISSING: u64 = 1;
 const REGISTER_MODE_WP: u64 = 1 << 1;
+const REGISTER_MODE_MINOR: u64 = 1 << 2;
 const COPY_MODE_DONTWAKE: u64 = 1;
 
 #[repr(C)]
@@ -62,6 +66,20 @@ struct Copy {
 }
 
 #[repr(C)]
+struct Zero {
+    range: Range,
+    mode: u64,
+    zeroed: i64,
+}
+
+#[repr(C)]
+struct Continue {
+    range: Range,
+    mode: u64,
+    mapped: i64,
+}
+
+#[repr(C)]
 struct Poison {
     range: Range,
     mode: u64,
@@ -73,6 +91,8 @@ const _: () = {
     assert!(UFFDIO_REGISTER == 0xc020_aa00);
     assert!(UFFDIO_WAKE == 0x8010_aa02);
     assert!(UFFDIO_COPY == 0xc028_aa03);
+    assert!(UFFDIO_ZEROPAGE == 0xc020_aa04);
+    assert!(UFFDIO_CONTINUE == 0xc020_aa07);
     assert!(UFFDIO_POISON == 0xc020_aa08);
     assert!(USERFAULTFD_IOC_NEW == 0xaa00);
 };
@@ -132,6 +152,7 @@ pub(super) fn register(
         mode: match neighbours {
             Neighbours::Mapped => REGISTER_MODE_MISSING,
             Neighbours::Left => REGISTER_MODE_MISSING | REGISTER_MODE_WP,
+            Neighbours::Reported => REGISTER_MODE_MISSING | REGISTER_MODE_MINOR,
         },
         ioctls: 0,
     };
@@ -146,6 +167,17 @@ pub(super) fn wake(fd: BorrowedFd<'_>, start: u64, len: u64) -> io::Result<()> {
     Ok(unsafe { call(fd, UFFDIO_WAKE, &mut range) }?)
 }
 
+/// Maps present pages of the memory file, and wakes who waits for them.
+pub(super) fn map_present(fd: BorrowedFd<'_>, start: u64, len: u64) -> Result<(), Errno> {
+    let mut mapped = Continue {
+        range: Range { start, len },
+        mode: 0,
+        mapped: 0,
+    };
+    // SAFETY: the structure is the request's.
+    unsafe { call(fd, UFFDIO_CONTINUE, &mut mapped) }
+}
+
 pub(super) fn poison(fd: BorrowedFd<'_>, start: u64, len: u64) -> Result<(), Errno> {
     let mut poison = Poison {
         range: Range { start, len },
@@ -156,13 +188,30 @@ pub(super) fn poison(fd: BorrowedFd<'_>, start: u64, len: u64) -> Result<(), Err
     unsafe { call(fd, UFFDIO_POISON, &mut poison) }
 }
 
+/// Lets everybody go on who waits there. Returns how many bytes were zeroed, and how it ended.
+pub(super) fn zero(fd: BorrowedFd<'_>, start: u64, len: u64) -> (u64, Result<(), Errno>) {
+    let mut zero = Zero {
+        range: Range { start, len },
+        mode: 0,
+        zeroed: 0,
+    };
+    // SAFETY: the structure is the request's. The kernel changes only pages that were absent.
+    let result = unsafe { call(fd, UFFDIO_ZEROPAGE, &mut zero) };
+    (zero.zeroed.max(0) as u64, result)
+}
+
 /// Returns how many bytes were copied, and how it ended.
-pub(super) fn copy(fd: BorrowedFd<'_>, dst: u64, bytes: &[u8]) -> (u64, Result<(), Errno>) {
+pub(super) fn copy(
+    fd: BorrowedFd<'_>,
+    dst: u64,
+    bytes: &[u8],
+    wake: bool,
+) -> (u64, Result<(), Errno>) {
     let mut copy = Copy {
         dst,
         src: bytes.as_ptr() as u64,
         len: bytes.len() as u64,
-        mode: COPY_MODE_DONTWAKE,
+        mode: if wake { 0 } else { COPY_MODE_DONTWAKE },
         copied: 0,
     };
     // SAFETY: the structure is the request's, and the source is valid for its length. The kernel

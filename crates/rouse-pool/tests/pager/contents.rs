@@ -1,12 +1,13 @@
 //! What the pages of test pools hold, known to instances and tests alike, and packs made of it.
 
-use std::fs;
+use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::path::Path;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 
 use rouse_pool::PoolSource;
 use rouse_pool::codec::Codecs;
-use rouse_pool::key::NodeKey;
+use rouse_pool::key::{DomainKeys, NodeKey};
 use rouse_pool::packs::PackDir;
 use rouse_snapshot::page_map::{
     Chunk, Class, CodecId, Domain, PACK_ALIGN, PackId, PageMap, Piece, PieceKind,
@@ -69,8 +70,36 @@ pub fn is_hot(page: u64) -> bool {
     page % 256 < 64
 }
 
+/// Where the files of a pool are, and what its manifest would say of them.
+pub struct Stored {
+    pub page_map: PathBuf,
+    pub packs: PackDir,
+    pub digest: [u8; 32],
+    keys: DomainKeys,
+}
+
+impl Stored {
+    /// Opens what there is.
+    pub fn open(&self) -> PoolSource {
+        let packs = [HOT_PACK, COLD_PACK].into_iter().filter_map(|pack| {
+            let path = self.packs.path_of(pack);
+            let mut direct = OpenOptions::new();
+            direct.read(true).custom_flags(libc::O_DIRECT);
+            let file = direct.open(&path).or_else(|_| File::open(&path));
+            Some((pack, file.ok()?))
+        });
+        PoolSource {
+            digest: self.digest,
+            keys: self.keys,
+            page_map: File::open(&self.page_map).unwrap(),
+            dictionaries: Vec::new(),
+            packs: packs.collect(),
+        }
+    }
+}
+
 /// Writes page map and packs of a pool, and returns where they are.
-pub fn store(root: &Path, seed: u64, pages: u64) -> PoolSource {
+pub fn store(root: &Path, seed: u64, pages: u64) -> Stored {
     let keys = NodeKey::new([7; 32]).domain_keys("tenant");
     let codecs = Codecs::software();
     let dir = PackDir::open(root);
@@ -131,11 +160,10 @@ pub fn store(root: &Path, seed: u64, pages: u64) -> PoolSource {
     let bytes = PageMap::new(map, hot).unwrap().encode();
     let page_map = root.join("page-map");
     fs::write(&page_map, &bytes).unwrap();
-    PoolSource {
+    Stored {
         page_map,
+        packs: dir,
         digest: PageMap::digest(&bytes).unwrap(),
-        store: root.to_owned(),
-        dictionaries: Vec::new(),
         keys,
     }
 }

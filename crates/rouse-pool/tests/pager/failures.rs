@@ -4,13 +4,11 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use rouse_pool::PoolSource;
-use rouse_pool::keeper::{DamageReason, PagerError, PagerEvent};
-use rouse_pool::packs::PackDir;
+use rouse_pool::keeper::{DamageReason, PageFault, PagerError, PagerEvent};
 use rouse_snapshot::page_map::{PackId, PageMap, Piece};
 
 use crate::Test;
-use crate::contents::{COLD_PACK, HOT_PACK};
+use crate::contents::{COLD_PACK, HOT_PACK, Stored};
 use crate::inside::{Body, Inside, in_child};
 use crate::outside::Stage;
 
@@ -28,23 +26,23 @@ pub const TESTS: &[Test] = &[
 
 const PAGES: u64 = 1500;
 
-fn pack(source: &PoolSource, pack: PackId) -> PathBuf {
-    PackDir::open(&source.store).path_of(pack)
+fn pack(source: &Stored, pack: PackId) -> PathBuf {
+    source.packs.path_of(pack)
 }
 
-fn map(source: &PoolSource) -> PageMap {
+fn map(source: &Stored) -> PageMap {
     PageMap::decode(&fs::read(&source.page_map).unwrap()).unwrap()
 }
 
 /// A piece in a pack.
-fn victim(source: &PoolSource, pack: PackId) -> Piece {
+fn victim(source: &Stored, pack: PackId) -> Piece {
     let map = map(source);
     let pieces = map.pieces().iter();
     let in_pack = pieces.filter(|piece| piece.chunk().is_some_and(|chunk| chunk.pack == pack));
     *in_pack.clone().nth(in_pack.count() / 2).unwrap()
 }
 
-fn flip(source: &PoolSource, piece: &Piece, at: u64) {
+fn flip(source: &Stored, piece: &Piece, at: u64) {
     let chunk = piece.chunk().unwrap();
     let path = pack(source, chunk.pack);
     let file = OpenOptions::new()
@@ -90,7 +88,7 @@ fn expect_damage(stage: &Stage, page: u64, instance: Option<u64>, reason: Damage
 }
 
 /// Lets two instances read a pool with one piece that cannot be filled.
-fn check_damage(damage: impl Fn(&PoolSource, &Piece), reason: DamageReason) {
+fn check_damage(damage: impl Fn(&Stored, &Piece), reason: DamageReason) {
     let mut stage = Stage::start(vec![careful(), careful()]);
     let mut piece = None;
     let pool = stage.pool_with(PAGES, |source| {
@@ -115,8 +113,17 @@ fn check_damage(damage: impl Fn(&PoolSource, &Piece), reason: DamageReason) {
         instance.tell(u64::from(piece.pages));
         instance.hear().unwrap();
         instance.tell(0);
-        expect_damage(&stage, piece.first_page, Some(instance.token()), reason);
-        assert_eq!(instance.wait(), -libc::SIGBUS);
+        let token = instance.token();
+        let (status, _registration) = instance.end();
+        assert_eq!(status, -libc::SIGBUS);
+        // Known at once, whatever else has become of the news of it, and of the pager.
+        if i == 1 {
+            stage.kill_pager();
+        }
+        let fault = stage.pager.fault_of(token).unwrap();
+        assert!(matches!(fault, Some(PageFault::Damaged(_))), "{fault:?}");
+        assert_eq!(stage.pager.fault_of(token + 100).unwrap(), None);
+        expect_damage(&stage, piece.first_page, Some(token), reason);
     }
     stage.settle(&pool);
     let stats = stage.pager.stats();

@@ -10,9 +10,11 @@
     reason = "lists of ranges are meant, some have one"
 )]
 
+mod anew;
 mod contents;
 mod death;
 mod failures;
+mod huge;
 mod inside;
 mod memory;
 mod moves;
@@ -20,6 +22,9 @@ mod numa;
 mod outside;
 mod serving;
 mod socket;
+#[path = "../store_sample/mod.rs"]
+mod store_sample;
+mod touches;
 
 use std::process::{Command, ExitCode, Output};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -32,8 +37,11 @@ const TESTS: &[&[Test]] = &[
     moves::TESTS,
     death::TESTS,
     failures::TESTS,
+    anew::TESTS,
     memory::TESTS,
+    huge::TESTS,
     numa::TESTS,
+    touches::TESTS,
 ];
 
 /// Tests that run at a time: each has several busy processes.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rouse_pool::keeper::{DamageReason, PagerEvent};
+use rouse_pool::keeper::{DamageReason, PageFault, PagerEvent};
 
 use crate::Test;
 use crate::inside::{Body, Inside};
@@ -120,7 +120,12 @@ fn no_room() {
             if instance == Some(token)),
         "{event:?}"
     );
-    assert_eq!(instance.wait(), -libc::SIGBUS);
+    let (status, registration) = instance.end();
+    assert_eq!(status, -libc::SIGBUS);
+    let fault = stage.pager.fault_of(token).unwrap();
+    assert!(matches!(fault, Some(PageFault::NoMemory(_))), "{fault:?}");
+    drop(registration);
+    assert_eq!(stage.pager.fault_of(token).unwrap(), None);
     assert_eq!(stage.pager.stats().generation, 1);
     drop(pool);
     stage.end();

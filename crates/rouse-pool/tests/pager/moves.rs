@@ -59,7 +59,7 @@ fn forks() {
 }
 
 /// Somewhere for that many pages: reserved, so that no other thread takes it, until they are moved there.
-fn reserve(pages: u64) -> *mut u8 {
+pub fn reserve(pages: u64) -> *mut u8 {
     let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
     // SAFETY: a new mapping at an address that the kernel chooses.
     let start = unsafe {
@@ -69,7 +69,7 @@ fn reserve(pages: u64) -> *mut u8 {
 }
 
 /// Moves some pages of a mapping to an address.
-fn relocate(map: &Map, first: u64, pages: u64, to: *mut u8) -> Map {
+pub fn relocate(map: &Map, first: u64, pages: u64, to: *mut u8) -> Map {
     let len = pages as usize * PAGE;
     // SAFETY: the pages belong to this test, and the target too.
     let moved = unsafe {

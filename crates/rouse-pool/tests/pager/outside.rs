@@ -6,9 +6,9 @@ use std::sync::mpsc::Receiver;
 
 use rouse_pool::keeper::{self, PagerError, PagerEvent, PagerHandle, PoolMapping, Registration};
 use rouse_pool::uffd::Device;
-use rouse_pool::{PagedPool, PoolId, PoolSource, SparsePool};
+use rouse_pool::{PagedPool, PoolId, PoolSource, SparsePool, TouchRecord};
 
-use crate::contents;
+use crate::contents::{self, Stored};
 use crate::inside::{self, Body};
 use crate::socket;
 
@@ -58,11 +58,16 @@ impl Stage {
     }
 
     /// The same, after something was done to its files.
-    pub fn pool_with(&self, pages: u64, change: impl FnOnce(&mut PoolSource)) -> TestPool {
+    pub fn pool_with(&self, pages: u64, change: impl FnOnce(&mut Stored)) -> TestPool {
         let seed = self.next_pool.replace(self.next_pool.get() + 1);
         let dir = self.dir.path().join(seed.to_string());
-        let mut source = contents::store(&dir, seed, pages);
-        change(&mut source);
+        let mut stored = contents::store(&dir, seed, pages);
+        change(&mut stored);
+        self.pool_from(&stored.open(), pages, seed)
+    }
+
+    /// A pool of the contents that belong to `seed`, filled from somewhere else.
+    pub fn pool_from(&self, source: &PoolSource, pages: u64, seed: u64) -> TestPool {
         let sparse = SparsePool::new("test", pages).unwrap();
         let added = self.pager.add_pool(PoolId(seed), sparse, source);
         TestPool {
@@ -76,11 +81,36 @@ impl Stage {
         self.try_launch(instance, pools, prefetch).unwrap()
     }
 
+    /// The same, with a record of what it touches.
+    pub fn launch_recorded(
+        &mut self,
+        instance: usize,
+        pools: &[&TestPool],
+        prefetch: bool,
+        record: &TouchRecord,
+    ) -> Running {
+        self.start_instance(instance, pools, |pager, uffd, mappings| {
+            pager.register_recorded(uffd, mappings, prefetch, record)
+        })
+        .unwrap()
+    }
+
     pub fn try_launch(
         &mut self,
         instance: usize,
         pools: &[&TestPool],
         prefetch: bool,
+    ) -> Result<Running, PagerError> {
+        self.start_instance(instance, pools, |pager, uffd, mappings| {
+            pager.register(uffd, mappings, prefetch)
+        })
+    }
+
+    fn start_instance(
+        &mut self,
+        instance: usize,
+        pools: &[&TestPool],
+        register: impl FnOnce(&PagerHandle, OwnedFd, &[PoolMapping]) -> Result<Registration, PagerError>,
     ) -> Result<Running, PagerError> {
         let (pid, control) = self.waiting[instance].take().expect("launched once");
         let words: Vec<u64> = pools
@@ -100,7 +130,7 @@ impl Stage {
             })
             .collect();
         let uffd = fds.pop().expect("the instance has made a userfaultfd");
-        let registration = self.pager.register(uffd, &mappings, prefetch);
+        let registration = register(&self.pager, uffd, &mappings);
         let running = |registration| Running {
             pid,
             control,
@@ -131,9 +161,15 @@ impl Stage {
 
     /// Forgets a pool of which all instances have ended, which the pager sees a moment later.
     pub fn remove(&self, pool: &TestPool) {
-        while let Err(error) = self.pager.remove_pool(&pool.pool) {
-            assert!(matches!(error, PagerError::Busy(_)), "{error}");
+        self.pager.remove_pool(&pool.pool);
+        while self.has(pool) {
+            std::thread::yield_now();
         }
+    }
+
+    /// Does the pager know a pool?
+    pub fn has(&self, pool: &TestPool) -> bool {
+        self.pager.stats().pools.contains_key(&pool.pool.id())
     }
 
     /// Kills the pager that serves now, unless it is still the one of that generation.
@@ -185,6 +221,13 @@ impl Running {
     pub fn wait(mut self) -> i32 {
         self.waited = true;
         inside::wait(self.pid)
+    }
+
+    /// As [`Self::wait`]; it stays registered.
+    pub fn end(mut self) -> (i32, Registration) {
+        self.waited = true;
+        let status = inside::wait(self.pid);
+        (status, self.registration.take().unwrap())
     }
 
     pub fn kill(self) {

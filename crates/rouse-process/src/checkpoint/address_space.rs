@@ -11,9 +11,10 @@ use super::files::FileTable;
 use super::mappings::Vma;
 use super::memory::Memory;
 use super::page_map::PageMap;
-use super::pages::{self, PageSaver};
+use super::pages::PageSaver;
 use super::shared_memory::SharedObjects;
-use crate::image::Image;
+use super::specimen::{Divided, Specimen};
+use crate::image::{Behind, Image};
 
 const PAGE: u64 = 4096;
 /// How the kernel names the file of a program of the restorer ([`crate::image`]).
@@ -31,6 +32,8 @@ pub(super) struct AddressSpace<'a, 'f> {
     pub(super) shared: &'a mut SharedObjects,
     /// Whose pools may be mapped.
     pub(super) lineage: &'a [Arc<Image>],
+    /// Whose pages the process may have, without having mapped its pool.
+    pub(super) specimen: Option<Specimen<'a>>,
 }
 
 /// What lies behind a mapping, before its pages are looked at.
@@ -78,7 +81,21 @@ impl AddressSpace<'_, '_> {
             Kind::Private(backing) if comes_back_zeroed => (backing, Vec::new()),
             Kind::Private(backing) => {
                 let ranges = self.page_map.private_pages(&vma.range)?;
-                (backing, self.pages.save_nonzero(self.memory, &ranges)?)
+                let divided = match backing {
+                    Backing::Anonymous => self.divided(&ranges, |_| Behind::Zeros)?,
+                    // The main stack is copied into instances from the snapshot's own pool.
+                    _ => Divided {
+                        own: vec![ranges],
+                        shared: Vec::new(),
+                    },
+                };
+                let mut saved = divided.shared;
+                // One after the other: small holes inside of a group are saved too, and none may be where shared pages are.
+                for group in &divided.own {
+                    saved.extend(self.pages.save_nonzero(self.memory, group)?);
+                }
+                saved.sort_unstable_by_key(|run| run.address);
+                (backing, saved)
             }
             Kind::PrivateCopy => {
                 let readable = vma.range.start..vma.range.start + self.file_bytes(vma)?;
@@ -236,7 +253,7 @@ impl AddressSpace<'_, '_> {
             let whole = vma.range.start..readable_end;
             return Ok(vec![whole]);
         }
-        Ok(pages::join_close(written))
+        Ok(self.pages.join_close(written))
     }
 
     /// Cuts private anonymous memory, or what is that once more from a pool, at its guard pages:

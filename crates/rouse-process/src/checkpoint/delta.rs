@@ -12,12 +12,13 @@ use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use rouse_pool::memory::Hold;
 use rouse_snapshot::model::{Backing, FileId, Mapping, PAGE_SIZE, PageRun, pool_page};
 
 use super::address_space::{AddressSpace, mapping_flags, protection};
 use super::error::CheckpointError;
 use super::mappings::Vma;
-use crate::image::memory::Hold;
+use super::specimen::Divided;
 use crate::image::{Behind, Image};
 
 /// A page, in bytes.
@@ -28,12 +29,14 @@ const COMPARED_BYTES: usize = 64 * PAGE;
 impl<'a> AddressSpace<'a, '_> {
     /// The image whose pool a mapping shows, and the number of that pool in the new snapshot.
     pub(super) fn pool_of(&self, vma: &Vma) -> Option<(u32, &'a Arc<Image>)> {
-        if vma.shared || !vma.deleted || !vma.path.starts_with(b"/memfd:") {
+        if vma.shared || !vma.deleted {
             return None;
         }
-        let shows = |image: &&Arc<Image>| {
-            rustix::fs::fstat(image.memory().view()).is_ok_and(|stat| stat.st_ino == vma.inode)
+        let is_same = |view: BorrowedFd<'_>| {
+            rustix::fs::fstat(view)
+                .is_ok_and(|stat| stat.st_ino == vma.inode && vma.is_on(stat.st_dev))
         };
+        let shows = |image: &&Arc<Image>| image.memory().views().any(is_same);
         (1..).zip(self.lineage).find(|(_, image)| shows(image))
     }
 
@@ -76,7 +79,24 @@ impl<'a> AddressSpace<'a, '_> {
                 let copied = self.page_map.private_pages(&range)?;
                 let in_pool = |at: u64| pages.start * PAGE_SIZE + (at - range.start);
                 let written = self.changed(image, copied, in_pool)?;
-                let own = self.pages.save_all(self.memory, &written)?;
+                let stands_for = |at: u64| match behind {
+                    Behind::File {
+                        identity,
+                        open,
+                        offset,
+                    } => Behind::File {
+                        identity,
+                        open,
+                        offset: offset + (at - range.start),
+                    },
+                    Behind::Zeros => Behind::Zeros,
+                };
+                let divided = self.divided(&written, stands_for)?;
+                let mut own = divided.shared;
+                for group in &divided.own {
+                    own.extend(self.pages.save_all(self.memory, group)?);
+                }
+                own.sort_unstable_by_key(|run| run.address);
                 fill_gaps(&range, own, |at| {
                     pool_page(pool, pages.start + (at - range.start) / PAGE_SIZE)
                 })
@@ -93,6 +113,21 @@ impl<'a> AddressSpace<'a, '_> {
             });
         }
         Ok(mappings)
+    }
+
+    /// Which of some pages (sorted, disjoint) lie in the pool of a specimen; none, if there is no specimen.
+    pub(super) fn divided<'b>(
+        &self,
+        ranges: &[Range<u64>],
+        behind: impl Fn(u64) -> Behind<'b>,
+    ) -> Result<Divided, CheckpointError> {
+        match &self.specimen {
+            Some(specimen) => specimen.divide(self.memory, ranges, behind),
+            None => Ok(Divided {
+                own: vec![ranges.to_vec()],
+                shared: Vec::new(),
+            }),
+        }
     }
 
     /// Of pages that the process has copied, those whose contents are not the parent's any more. Interpreters write
@@ -136,7 +171,7 @@ impl<'a> AddressSpace<'a, '_> {
     }
 }
 
-fn read_exact(pool: BorrowedFd<'_>, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+pub(super) fn read_exact(pool: BorrowedFd<'_>, bytes: &mut [u8], offset: u64) -> io::Result<()> {
     let mut done = 0;
     while done < bytes.len() {
         match rustix::io::pread(pool, &mut bytes[done..], offset + done as u64)? {

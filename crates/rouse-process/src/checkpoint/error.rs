@@ -148,6 +148,9 @@ pub enum CheckpointError {
     /// The pool of the snapshot that the process was started from could not be read.
     #[error("cannot read the parent's pool")]
     ParentPool(#[source] io::Error),
+    /// A process that was to go on cannot.
+    #[error("the process could not be let go on")]
+    Stuck(#[source] Box<CheckpointError>),
     /// The runtime's connection is not open.
     #[error("no connection from port {port} to the runtime API is open")]
     NoApiConnection {

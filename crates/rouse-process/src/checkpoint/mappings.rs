@@ -36,6 +36,12 @@ impl Vma {
         self.codes.split_ascii_whitespace().any(|its| its == code)
     }
 
+    /// Is its file on this device?
+    pub(crate) fn is_on(&self, device: u64) -> bool {
+        let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+        self.device == format!("{major:02x}:{minor:02x}")
+    }
+
     /// The name that `PR_SET_VMA_ANON_NAME` gave to anonymous memory; empty without one.
     pub(crate) fn given_name(&self) -> &[u8] {
         let inside = |prefix| self.path.strip_prefix(prefix)?.strip_suffix(b"]");

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use rouse_pool::cost::{MOST_HOLE_BYTES, MapOrCopy};
 use rouse_pool::{Pool, PoolBuilder};
 use rouse_snapshot::model::PageRun;
 
@@ -11,9 +12,6 @@ use super::memory::Memory;
 const PAGE: u64 = 4096;
 /// Pages read at once: large enough that system calls do not count, small enough for the second-level cache.
 const BATCH_PAGES: u64 = 128;
-/// Shorter stretches of zeros inside of saved memory are saved too: a run costs a mapping at each restore, a page
-/// of zeros in the pool is shared by all instances.
-pub(super) const SMALL_HOLE_PAGES: u64 = 16;
 
 /// Appends pages to the pool image.
 #[derive(Debug)]
@@ -21,16 +19,32 @@ pub(super) struct PageSaver {
     pool: PoolBuilder,
     pages: u64,
     buffer: Vec<u8>,
+    /// Shorter stretches of zeros inside of saved memory are saved too: a run costs a mapping at each restore, a page
+    /// of zeros in the pool is shared by all instances.
+    hole: u64,
 }
 
 impl PageSaver {
-    pub(super) fn new() -> Result<Self, CheckpointError> {
+    pub(super) fn new(costs: MapOrCopy) -> Result<Self, CheckpointError> {
         let pool = PoolBuilder::new("rouse-pool").map_err(CheckpointError::Pool)?;
         Ok(Self {
             pool,
             pages: 0,
             buffer: vec![0; (BATCH_PAGES * PAGE) as usize],
+            hole: costs.hole_pages(),
         })
+    }
+
+    /// Joins ranges that have no more between them than is saved along with them.
+    pub(super) fn join_close(&self, ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+        let mut joined: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
+        for range in ranges {
+            match joined.last_mut() {
+                Some(last) if range.start - last.end < self.hole * PAGE => last.end = range.end,
+                _ => joined.push(range),
+            }
+        }
+        joined
     }
 
     /// Pages so far.
@@ -62,7 +76,7 @@ impl PageSaver {
             let mut buffer = std::mem::take(&mut self.buffer);
             let bytes = &mut buffer[..(batch.end - batch.start) as usize];
             let outcome = read(batch.start, bytes).and_then(|()| {
-                for span in nonzero_spans(bytes) {
+                for span in nonzero_spans(bytes, self.hole) {
                     self.append(
                         &mut runs,
                         batch.start + span.start * PAGE,
@@ -116,12 +130,11 @@ impl PageSaver {
         address: u64,
         bytes: &[u8],
     ) -> Result<(), CheckpointError> {
-        static ZEROS: [u8; ((SMALL_HOLE_PAGES - 1) * PAGE) as usize] =
-            [0; ((SMALL_HOLE_PAGES - 1) * PAGE) as usize];
+        static ZEROS: [u8; MOST_HOLE_BYTES] = [0; MOST_HOLE_BYTES];
         let pages = bytes.len() as u64 / PAGE;
         if let Some(run) = runs.last_mut() {
             let hole = (address - run.address) / PAGE - run.pages;
-            if hole < SMALL_HOLE_PAGES {
+            if hole < self.hole {
                 if hole > 0 {
                     self.write(&ZEROS[..(hole * PAGE) as usize])?;
                 }
@@ -156,14 +169,14 @@ fn batches(ranges: &[Range<u64>]) -> impl Iterator<Item = Range<u64>> {
 }
 
 /// Spans of pages to save, in pages: from the first page to the last that is not zero, cut at large holes.
-fn nonzero_spans(bytes: &[u8]) -> Vec<Range<u64>> {
+fn nonzero_spans(bytes: &[u8], hole: u64) -> Vec<Range<u64>> {
     let mut spans: Vec<Range<u64>> = Vec::new();
     for (index, page) in (0u64..).zip(bytes.as_chunks::<4096>().0) {
         if is_zero(page) {
             continue;
         }
         match spans.last_mut() {
-            Some(last) if index - last.end < SMALL_HOLE_PAGES => last.end = index + 1,
+            Some(last) if index - last.end < hole => last.end = index + 1,
             _ => spans.push(index..index + 1),
         }
     }
@@ -180,18 +193,6 @@ fn is_zero(page: &[u8; 4096]) -> bool {
     })
 }
 
-/// Joins ranges with less than [`SMALL_HOLE_PAGES`] between them.
-pub(super) fn join_close(ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
-    let mut joined: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
-    for range in ranges {
-        match joined.last_mut() {
-            Some(last) if range.start - last.end < SMALL_HOLE_PAGES * PAGE => last.end = range.end,
-            _ => joined.push(range),
-        }
-    }
-    joined
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a failed step of a test may panic")]
 mod tests {
@@ -199,7 +200,7 @@ mod tests {
 
     /// Memory of single-byte pages; returns the runs in pages, relative to the base address.
     fn save(pages: &[u8]) -> (Vec<(u64, u64, u64)>, u64) {
-        let mut saver = PageSaver::new().unwrap();
+        let mut saver = PageSaver::new(MapOrCopy::default()).unwrap();
         let base = 0x10_0000;
         let range = base..base + pages.len() as u64 * PAGE;
         let runs = saver
@@ -240,9 +241,10 @@ mod tests {
 
     #[test]
     fn close_ranges_are_joined() {
+        let saver = PageSaver::new(MapOrCopy::default()).unwrap();
         let page = |from: u64, to: u64| from * PAGE..to * PAGE;
         assert_eq!(
-            join_close(vec![page(0, 1), page(16, 17), page(33, 34)]),
+            saver.join_close(vec![page(0, 1), page(16, 17), page(33, 34)]),
             vec![page(0, 17), page(33, 34)]
         );
     }

@@ -79,6 +79,11 @@ pub(crate) fn resume(tid: i32) -> Result<(), CheckpointError> {
     request(libc::PTRACE_CONT, "CONT", tid, 0, 0).map(drop)
 }
 
+/// Lets a thread run on, with the signal that it has stopped with.
+pub(crate) fn resume_with(tid: i32, signal: i32) -> Result<(), CheckpointError> {
+    request(libc::PTRACE_CONT, "CONT", tid, 0, signal as usize).map(drop)
+}
+
 /// Lets a thread run to its next entry to or exit from a system call.
 pub(crate) fn resume_to_syscall(tid: i32) -> Result<(), CheckpointError> {
     request(libc::PTRACE_SYSCALL, "SYSCALL", tid, 0, 0).map(drop)

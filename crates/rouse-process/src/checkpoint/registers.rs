@@ -141,6 +141,26 @@ fn interrupted_call(
     ])))))
 }
 
+/// For a thread that is to go on where it is: the registers with which it makes a call again that the kernel would let
+/// fail with `EINTR` for the tracer's stop alone. `None` where the kernel does right by itself.
+pub(super) fn made_again(
+    memory: &Memory,
+    stopped: &libc::user_regs_struct,
+) -> Result<Option<libc::user_regs_struct>, CheckpointError> {
+    let call = stopped.orig_rax as i64;
+    if call < 0 || stopped.rax as i64 != -i64::from(libc::EINTR) {
+        return Ok(None);
+    }
+    let number = interrupted_call(memory, stopped, call)?;
+    Ok(number.ok().flatten().map(|number| libc::user_regs_struct {
+        rip: stopped.rip - SYSCALL_LEN,
+        rax: number as u64,
+        // Not in a call: nothing for the kernel to make again.
+        orig_rax: !0,
+        ..*stopped
+    }))
+}
+
 /// Where a thread goes on whose restartable sequence is interrupted at `rip`.
 fn abort_handler(memory: &Memory, rseq: &Rseq, rip: u64) -> Result<Option<u64>, CheckpointError> {
     const RSEQ_CS_OFFSET: u64 = 8;

@@ -150,7 +150,7 @@ mod tests {
         rustix::io::pwrite(&file, b"x", 3 * PAGE).unwrap();
         rustix::io::pwrite(&file, b"end", 100 * PAGE).unwrap();
         let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
-        let mut pages = PageSaver::new().unwrap();
+        let mut pages = PageSaver::new(rouse_pool::cost::MapOrCopy::default()).unwrap();
         let mut objects = SharedObjects::default();
         let first = objects.save(&mut pages, &link, PAGE..10 * PAGE).unwrap();
         assert_eq!((first.object, first.size), (0, 100 * PAGE + 5));

@@ -3,11 +3,14 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use super::Afterwards;
 use super::address_space::PROGRAM_PATH;
 use super::error::{CheckpointError, Obstacle, Subject};
 use super::kcmp;
+use super::memory::Memory;
 use super::proc_files::{self, Status};
 use super::ptrace::{self, Stop};
+use super::registers;
 
 /// How long a thread may take to stop. Only a sleep that no signal ends (`vfork`, a stuck disk) takes longer than microseconds.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
@@ -23,25 +26,42 @@ pub(crate) struct Task {
 
 /// All threads of a process, stopped and traced by the calling OS thread. The leader is the first.
 ///
-/// When dropped without [`release`](Self::release), the threads are let go of, but the process stays stopped (`SIGSTOP`): it must not run on, since its
-/// pipes and sockets were emptied.
+/// When dropped without [`release`](Self::release) or [`go_on`](Self::go_on), the threads are let go of, but the process stays stopped (`SIGSTOP`): it
+/// must not run on, since its sockets were emptied.
 #[derive(Debug)]
 pub(crate) struct StoppedProcess {
     pid: i32,
     tasks: Vec<Task>,
+    afterwards: Afterwards,
     may_go_on: bool,
 }
 
 impl StoppedProcess {
     /// Stops every thread of `pid` (an id on the host).
     ///
-    /// A thread that runs may start others, so the list is read again until all that it names are stopped.
-    pub(crate) fn stop(pid: i32) -> Result<Self, CheckpointError> {
+    /// A thread that runs may start others, so the list is read again until all that it names are stopped. One that is to
+    /// go on does so after an error, too.
+    pub(crate) fn stop(pid: i32, afterwards: Afterwards) -> Result<Self, CheckpointError> {
         let mut process = Self {
             pid,
             tasks: Vec::new(),
+            afterwards,
             may_go_on: false,
         };
+        match process.stop_all() {
+            Ok(()) => Ok(process),
+            Err(error) if afterwards == Afterwards::GoesOn => {
+                process.let_go();
+                Err(error)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn stop_all(&mut self) -> Result<(), CheckpointError> {
+        let process = self;
+        let pid = process.pid;
+        let afterwards = process.afterwards;
         let program = restorer_program(pid)?;
         loop {
             let tids = proc_files::numeric_entries(pid, "task").map_err(|error| match error {
@@ -86,7 +106,7 @@ impl StoppedProcess {
             }
             let mut index = first_new;
             while index < process.tasks.len() {
-                let stops = process.tasks[index].await_stop();
+                let stops = process.tasks[index].await_stop(afterwards);
                 if stops.map_err(|error| {
                     if is_dead(pid) {
                         leader_error(pid, error)
@@ -106,7 +126,7 @@ impl StoppedProcess {
             process.tasks.swap(0, leader);
             process.tasks[1..].sort_by_key(|task| task.host_tid);
         }
-        Ok(process)
+        Ok(())
     }
 
     /// Lets threads go on that were restored and have not left the restorer's program yet: the leader may have asked for
@@ -131,7 +151,7 @@ impl StoppedProcess {
             ptrace::resume(tid)?;
             std::thread::sleep(PAUSE);
             ptrace::interrupt(tid)?;
-            if !self.tasks[index].await_stop()? {
+            if !self.tasks[index].await_stop(self.afterwards)? {
                 self.tasks.remove(index);
             }
         }
@@ -153,7 +173,7 @@ impl StoppedProcess {
             ptrace::interrupt(task.host_tid)?;
         }
         for task in &mut self.tasks {
-            if !task.await_stop()? {
+            if !task.await_stop(self.afterwards)? {
                 return Err(CheckpointError::Gone);
             }
         }
@@ -163,6 +183,39 @@ impl StoppedProcess {
         self.tasks.clear();
         self.may_go_on = true;
         Ok(())
+    }
+
+    /// Lets all threads go on where they were stopped, as if nothing had been.
+    ///
+    /// Those that have made calls for us stand at the end of the last one, where the kernel does not look whether a call
+    /// was interrupted. So each is stopped once more on its way out, as it was at first: from there the kernel makes
+    /// interrupted calls again, with the time that is left to them. Those that it would let fail with `EINTR` are made again by us.
+    pub(crate) fn go_on(mut self) -> Result<(), CheckpointError> {
+        let memory = Memory::open(self.pid)?;
+        for task in &self.tasks {
+            let stopped = ptrace::registers(task.host_tid)?;
+            if let Some(again) = registers::made_again(&memory, &stopped)? {
+                ptrace::set_registers(task.host_tid, &again)?;
+            }
+        }
+        for task in &mut self.tasks {
+            ptrace::interrupt(task.host_tid)?;
+            ptrace::resume(task.host_tid)?;
+            if !task.await_stop(self.afterwards)? {
+                return Err(CheckpointError::Gone);
+            }
+        }
+        self.let_go();
+        Ok(())
+    }
+
+    /// Lets go of all threads that can be.
+    fn let_go(&mut self) {
+        for task in self.tasks.drain(..) {
+            // One that has ended meanwhile needs nothing.
+            let _ = ptrace::detach(task.host_tid);
+        }
+        self.may_go_on = true;
     }
 
     /// The threads, the leader first.
@@ -187,7 +240,7 @@ impl Drop for StoppedProcess {
 
 impl Task {
     /// Waits until the thread is stopped; false when it has ended instead.
-    fn await_stop(&mut self) -> Result<bool, CheckpointError> {
+    fn await_stop(&mut self, afterwards: Afterwards) -> Result<bool, CheckpointError> {
         let start = Instant::now();
         let mut pause = Duration::from_micros(10);
         loop {
@@ -195,9 +248,18 @@ impl Task {
                 Some(Stop::Event) => return Ok(true),
                 Some(Stop::Ended) => return Ok(false),
                 Some(Stop::Signal) => {
-                    self.taken_signals
-                        .push(ptrace::stop_siginfo(self.host_tid)?);
-                    ptrace::resume(self.host_tid)?;
+                    let info = ptrace::stop_siginfo(self.host_tid)?;
+                    match afterwards {
+                        Afterwards::Ends => {
+                            self.taken_signals.push(info);
+                            ptrace::resume(self.host_tid)?;
+                        }
+                        // Nobody could put it back into its queue. It stops again at the first instruction of its handler.
+                        Afterwards::GoesOn => {
+                            let signal = info.first_chunk().map_or(0, |b| i32::from_ne_bytes(*b));
+                            ptrace::resume_with(self.host_tid, signal)?;
+                        }
+                    }
                 }
                 Some(Stop::Syscall) => ptrace::resume(self.host_tid)?,
                 None if start.elapsed() > STOP_TIMEOUT => {

@@ -4,6 +4,7 @@ use std::mem::size_of;
 
 use rouse_snapshot::model::{AltStack, Sched, Thread};
 
+use super::Afterwards;
 use super::error::{CheckpointError, Obstacle, Subject};
 use super::inject::Remote;
 use super::memory::Memory;
@@ -100,6 +101,7 @@ pub(crate) fn read_pending(
     task: &Task,
     thread: &mut Thread,
     of_process: Option<&mut Vec<Vec<u8>>>,
+    afterwards: Afterwards,
 ) -> Result<(), CheckpointError> {
     thread.pending.clone_from(&task.taken_signals);
     let mut queue = ptrace::pending_signals(task.host_tid, SignalQueue::Thread)?;
@@ -108,7 +110,10 @@ pub(crate) fn read_pending(
         .iter_mut()
         .chain(of_process.into_iter().flatten())
         .collect();
-    timer_signals::complete(remote, task.host_tid, &mut in_order)?;
+    // It would take them, which a process that goes on still wants.
+    if afterwards == Afterwards::Ends {
+        timer_signals::complete(remote, task.host_tid, &mut in_order)?;
+    }
     thread.pending.extend(queue);
     Ok(())
 }

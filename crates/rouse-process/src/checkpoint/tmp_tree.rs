@@ -14,6 +14,11 @@ use super::proc_files;
 use super::shared_memory::data_extents;
 
 const ROOT: &str = "/tmp";
+/// Times of access are the function's.
+const READ: OFlags = OFlags::RDONLY
+    .union(OFlags::CLOEXEC)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::NOATIME);
 
 /// Reads the `/tmp` of a process and saves its files.
 ///
@@ -27,11 +32,7 @@ pub(super) fn read(pid: i32, pages: &mut PageSaver) -> Result<Vec<TmpEntry>, Che
     }
     refuse_shared_files(pid)?;
     let root_path = format!("/proc/{pid}/root{ROOT}");
-    let root = match open(
-        &root_path,
-        OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW,
-        Mode::empty(),
-    ) {
+    let root = match open(&root_path, READ | OFlags::DIRECTORY, Mode::empty()) {
         Ok(root) => root,
         Err(rustix::io::Errno::NOENT) => return Ok(Vec::new()),
         Err(error) => {
@@ -105,10 +106,9 @@ impl Walk<'_> {
             let entry_path = [path, b"/", name.to_bytes()].concat();
             let stat =
                 statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed(&entry_path))?;
-            let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
             let kind = match FileType::from_raw_mode(stat.st_mode) {
                 FileType::Directory => {
-                    let child = openat(directory, name, flags | OFlags::DIRECTORY, Mode::empty())
+                    let child = openat(directory, name, READ | OFlags::DIRECTORY, Mode::empty())
                         .map_err(failed(&entry_path))?;
                     directories.push((child, entry_path.clone()));
                     TmpKind::Directory
@@ -121,7 +121,7 @@ impl Walk<'_> {
                     }
                 }
                 FileType::RegularFile => {
-                    let file = openat(directory, name, flags, Mode::empty())
+                    let file = openat(directory, name, READ, Mode::empty())
                         .map_err(failed(&entry_path))?;
                     if has_extended_attributes(&file) {
                         return Err(obstacle(entry_path, "file with extended attributes"));

@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
 
+use rouse_pool::cost::MapOrCopy;
 use rouse_snapshot::model::ProcessSnapshot;
 
 use super::programs::Programs;
@@ -40,6 +41,7 @@ impl Image {
         &self,
         seen: &Observation,
         environment: &Environment,
+        costs: MapOrCopy,
     ) -> Result<bool, ImageError> {
         let mut learner = self.learner.lock().unwrap_or_else(PoisonError::into_inner);
         let working_set = learner
@@ -48,18 +50,52 @@ impl Image {
         // The lock is held until the programs are in place, so that sets do not overtake each other.
         let changed = working_set.is_some();
         if let Some(working_set) = working_set {
-            let (programs, _) = Programs::compile(&self.snapshot, environment, working_set)?;
-            self.write().programs = Arc::new(programs);
+            self.prepare_with(working_set, environment, costs)?;
         }
         if self.schedule.wants_blind() && self.read().blind.is_none() {
             let nothing = WorkingSet::default();
-            let (programs, _) = Programs::compile(&self.snapshot, environment, nothing)?;
+            let current = self.programs();
+            let programs =
+                Programs::replacing(&current, &self.snapshot, environment, nothing, costs)?;
             self.write().blind = Some(Arc::new(programs));
         }
         drop(learner);
         self.expect_pages();
         self.store(changed).map_err(ImageError::Learnt)?;
         Ok(changed)
+    }
+
+    /// Adds what a rehearsal has touched, if nothing is known yet, and prepares boots with it. Returns whether it did.
+    pub(crate) fn learn_rehearsed(
+        &self,
+        seen: &Observation,
+        environment: &Environment,
+        costs: MapOrCopy,
+    ) -> Result<bool, ImageError> {
+        let mut learner = self.learner.lock().unwrap_or_else(PoisonError::into_inner);
+        if !learner.rehearse(seen, &self.schedule) {
+            return Ok(false);
+        }
+        self.prepare_with(learner.working_set(), environment, costs)?;
+        // They are compiled again when the first blind boot is near.
+        self.write().blind = None;
+        drop(learner);
+        self.expect_pages();
+        self.store(true).map_err(ImageError::Learnt)?;
+        Ok(true)
+    }
+
+    /// Boots are prepared with this set from now on.
+    fn prepare_with(
+        &self,
+        set: WorkingSet,
+        environment: &Environment,
+        costs: MapOrCopy,
+    ) -> Result<(), ImageError> {
+        let current = self.programs();
+        let programs = Programs::replacing(&current, &self.snapshot, environment, set, costs)?;
+        self.write().programs = Arc::new(programs);
+        Ok(())
     }
 
     /// Stores what is known now.
@@ -80,6 +116,12 @@ impl Image {
         learner.report(&self.schedule)
     }
 
+    /// Places of predicted pages in the order of first touches, by address, as far as it was recorded.
+    pub(super) fn places(&self) -> std::collections::BTreeMap<u64, u32> {
+        let learner = self.learner.lock().unwrap_or_else(PoisonError::into_inner);
+        learner.places()
+    }
+
     /// What is predicted, whether boots are prepared with it or not.
     pub fn predicted_set(&self) -> WorkingSet {
         let learner = self.learner.lock().unwrap_or_else(PoisonError::into_inner);
@@ -88,18 +130,22 @@ impl Image {
 }
 
 /// What is stored beside the snapshot; it is only advice, so one that cannot be used is just named.
-pub(super) fn learnt_before(snapshot: &ProcessSnapshot, directory: &Path) -> (Learner, Schedule) {
+pub(super) fn learnt_before(
+    snapshot: &ProcessSnapshot,
+    directory: &Path,
+    costs: Costs,
+) -> (Learner, Schedule) {
     let starts = snapshot.mappings.iter().map(|m| m.range.start).collect();
     match stored::load(directory, snapshot) {
         Ok(Some(record)) => (
-            Learner::resume(&record, starts, Costs::default()),
+            Learner::resume(&record, starts, costs),
             Schedule::after(record.invocations),
         ),
-        Ok(None) => (Learner::new(starts, Costs::default()), Schedule::default()),
+        Ok(None) => (Learner::new(starts, costs), Schedule::default()),
         Err(error) => {
             let problem = chain(&error);
             tracing::warn!(path = %directory.display(), problem, "a working set is learnt anew");
-            let learner = Learner::new(starts, Costs::default()).with_problem(problem);
+            let learner = Learner::new(starts, costs).with_problem(problem);
             (learner, Schedule::default())
         }
     }

@@ -1,10 +1,11 @@
 //! A snapshot in memory, verified and compiled, ready to be restored any number of times.
 
 mod behind;
+mod far;
 mod files;
 mod learning;
-pub(crate) mod memory;
 mod programs;
+pub(crate) mod registered;
 pub(crate) mod resemblance;
 pub(crate) mod stowage;
 
@@ -13,8 +14,10 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
+use rouse_pool::cost::{CostInputs, MapOrCopy};
+use rouse_pool::memory::ImageMemory;
 use rouse_snapshot::model::{DescriptionKind, ParentPool, ProcessSnapshot};
 use rouse_snapshot::page_class::hot_pool_pages;
 use rouse_snapshot::working_set::SnapshotBinding;
@@ -22,7 +25,6 @@ use tokio::sync::SetOnce;
 
 pub(crate) use behind::Behind;
 use files::OpenFile;
-use memory::ImageMemory;
 pub(crate) use programs::load;
 pub use programs::{LoadedProgram, Programs};
 use stowage::Stowage;
@@ -30,9 +32,9 @@ use stowage::Stowage;
 use crate::clones::Clones;
 use crate::launcher::Parked;
 use crate::memory_report::{MemoryReport, Placement, Tier};
-use crate::plan::{Environment, PlanError};
+use crate::plan::{self, PlanError};
 use crate::rewind::Baseline;
-use crate::working_set::{Learner, Schedule};
+use crate::working_set::{Costs, Learner, Schedule};
 
 /// Why a snapshot cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -77,10 +79,16 @@ pub struct Image {
     snapshot: ProcessSnapshot,
     /// Exchanged when the snapshot is stored anew: instances that run keep what they have.
     memory: RwLock<Arc<ImageMemory>>,
+    /// Why its pages had to leave far memory, the last time they had to.
+    far_problem: Mutex<Option<String>>,
     /// How the pool lies on disk.
     stowage: Stowage,
     /// Pages that a call is expected to touch. Kept, because it is asked for all the time and seldom changes.
     expected_pages: AtomicU64,
+    /// May all tenants share its pages? Those of templates and specimens.
+    is_shared: bool,
+    /// Another descendant of this template, once it is known.
+    specimen: Mutex<Weak<Image>>,
     /// Identity of the pool, by which snapshots that descend from this one name it.
     identity: [u8; 32],
     /// The images in whose pools runs lie, in the order of [`ProcessSnapshot::parents`].
@@ -113,18 +121,34 @@ struct Current {
     parked: Option<Arc<Parked>>,
 }
 
+/// A snapshot as it was stored.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub snapshot: ProcessSnapshot,
+    pub memory: ImageMemory,
+    pub stowage: Stowage,
+    /// May all tenants share its pages?
+    pub is_shared: bool,
+    /// That of its pool.
+    pub identity: [u8; 32],
+}
+
 impl Image {
-    /// Verifies the snapshot against this host and compiles it, with what was learnt about it before.
-    /// `identity` is that of its pool; `ancestors` are images that it may descend from; `directory` is where it lies.
+    /// Verifies the snapshot against this host, with what was learnt about it before. `ancestors` are images that it may descend
+    /// from; `directory` is where it lies.
     pub(crate) fn new(
-        snapshot: ProcessSnapshot,
-        memory: ImageMemory,
-        stowage: Stowage,
-        identity: [u8; 32],
+        loaded: Loaded,
         ancestors: &[Arc<Image>],
-        environment: &Environment,
+        costs: &CostInputs,
         directory: &Path,
     ) -> Result<Self, ImageError> {
+        let Loaded {
+            snapshot,
+            memory,
+            stowage,
+            is_shared,
+            identity,
+        } = loaded;
         let parent = |wanted: &ParentPool| {
             let is_it = |image: &&Arc<Image>| {
                 image.identity == wanted.pool && image.snapshot.pool_pages == wanted.pages
@@ -140,12 +164,12 @@ impl Image {
             .iter()
             .map(files::open)
             .collect::<Result<Vec<_>, _>>()?;
-        let (learner, schedule) = learning::learnt_before(&snapshot, directory);
+        let (learner, schedule) = learning::learnt_before(&snapshot, directory, Costs::of(costs));
         let working_set = learner.working_set();
         let prepared = !working_set.is_empty();
         schedule.set_prepared(prepared);
-        let (programs, mapped) = Programs::compile(&snapshot, environment, working_set)?;
-        let programs = Arc::new(programs);
+        let mapped = plan::files(&snapshot)?;
+        let programs = Arc::new(Programs::new(&snapshot, working_set, MapOrCopy::new(costs)));
         let binding = SnapshotBinding::of(&snapshot);
         let current = Current {
             blind: (!prepared).then(|| programs.clone()),
@@ -156,8 +180,11 @@ impl Image {
         let image = Self {
             snapshot,
             memory: RwLock::new(Arc::new(memory)),
+            far_problem: Mutex::new(None),
             stowage,
             expected_pages: AtomicU64::new(0),
+            is_shared,
+            specimen: Mutex::default(),
             identity,
             parents,
             files,
@@ -246,11 +273,6 @@ impl Image {
         self.problem.get().cloned()
     }
 
-    /// Ready when something is found that makes the image useless.
-    pub async fn problem_found(&self) -> String {
-        self.problem.wait().await.clone()
-    }
-
     /// From now on the image is useless.
     pub(crate) fn set_problem(&self, problem: String) {
         // The first is the one to be told.
@@ -269,7 +291,7 @@ impl Image {
 
     /// Pages of its own pool that boots need, in the order in which they need them, as far as that is known.
     pub(crate) fn hot_pages(&self) -> Vec<Range<u64>> {
-        hot_pool_pages(&self.snapshot, &self.predicted_set())
+        hot_pool_pages(&self.snapshot, &self.predicted_set(), &self.places())
     }
 
     /// How many pages of its own pool boots are known to need.
@@ -312,13 +334,18 @@ impl Image {
         self.memory().compressed_bytes()
     }
 
+    /// Pages of its own pool that lie in pages of 2 MiB.
+    pub fn huge_pages(&self) -> u64 {
+        self.memory().huge_pages()
+    }
+
     /// Pages of its own pool that lie on far memory.
     pub fn far_pages(&self) -> u64 {
         self.memory().far_pages()
     }
 
-    /// Was the snapshot stored anew since it was loaded? Pages that are not in memory cannot come any more then, and it
-    /// has to be loaded again.
+    /// Was the snapshot stored anew since it was loaded? It is better loaded again then: what lies on disk fits better, and
+    /// what lay there takes room until nobody uses it.
     pub fn is_stale(&self) -> bool {
         self.memory().is_stale()
     }
@@ -340,6 +367,7 @@ impl Image {
         let resident = self.memory().resident_ranges().unwrap_or_default();
         let resident = resident.into_iter().map(|pages| (pages, Tier::Dram));
         let rest = match self.compressed_bytes() {
+            _ if self.memory().far_file().is_some() => Tier::Far,
             0 => Tier::Disk,
             _ => Tier::Compressed,
         };
@@ -379,6 +407,32 @@ impl Image {
         self.parents.first()
     }
 
+    /// May a specimen be made of it, for all tenants? It must be a template, and no delta.
+    pub(crate) fn is_template(&self) -> bool {
+        self.is_shared && self.parents.is_empty()
+    }
+
+    /// Whose pages its descendants need not save once more, as long as that is loaded.
+    pub(crate) fn specimen(&self) -> Option<Arc<Image>> {
+        let specimen = self.specimen.lock();
+        specimen.unwrap_or_else(PoisonError::into_inner).upgrade()
+    }
+
+    pub(crate) fn set_specimen(&self, image: &Arc<Image>) {
+        let mut specimen = self.specimen.lock().unwrap_or_else(PoisonError::into_inner);
+        *specimen = Arc::downgrade(image);
+    }
+
+    /// Those that it descends from.
+    pub(crate) fn parents(&self) -> &[Arc<Image>] {
+        &self.parents
+    }
+
+    /// Does it map pages of that one?
+    pub(crate) fn descends_from(&self, parent: &Arc<Image>) -> bool {
+        self.parents.iter().any(|one| Arc::ptr_eq(one, parent))
+    }
+
     /// This image and those that it descends from: the pools that its instances map.
     pub(crate) fn lineage(self: &Arc<Self>) -> Vec<Arc<Image>> {
         std::iter::once(self)
@@ -395,15 +449,21 @@ impl Image {
         }
     }
 
-    /// The memory that instances map which start now.
+    /// The memory that instances map which start now. What was lost on far memory is left behind first.
     pub(crate) fn memory(&self) -> Arc<ImageMemory> {
-        let memory = self.memory.read().unwrap_or_else(PoisonError::into_inner);
-        memory.clone()
+        let memory = {
+            let memory = self.memory.read().unwrap_or_else(PoisonError::into_inner);
+            memory.clone()
+        };
+        match memory.far_file().map(rouse_pool::FarPool::check) {
+            Some(Err(error)) => self.leave_lost(&memory, &error),
+            _ => memory,
+        }
     }
 
     /// Has instances that start from now on map another pool of the same contents.
-    pub(crate) fn set_memory(&self, memory: ImageMemory) {
-        *self.memory.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(memory);
+    pub(crate) fn set_memory(&self, memory: Arc<ImageMemory>) {
+        *self.memory.write().unwrap_or_else(PoisonError::into_inner) = memory;
     }
 
     /// Its own memory and that of its parents, in the order in which runs number pools. What an instance maps and what

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use rouse_pool::FarError;
 use rouse_pool::StoreError;
 use rouse_pool::keeper::PagerError;
 use rouse_pool::key::KeyError;
@@ -37,6 +38,9 @@ pub enum StartError {
     /// What programs need to know could not be found out.
     #[error("the node cannot find out about itself")]
     Environment(#[from] PlanError),
+    /// An empty directory could not be made, over which functions' code is lent.
+    #[error("no empty directory could be made beside the snapshots")]
+    Empty(#[source] io::Error),
     /// The waiting room could not be stored.
     #[error("the waiting room of blank processes cannot be stored")]
     Room(#[from] ImageError),
@@ -71,6 +75,17 @@ pub enum LaunchError {
     Cancelled,
 }
 
+impl LaunchError {
+    /// Was something killed, or short, that the instance needs? That says nothing about the snapshot.
+    pub fn is_from_outside(&self) -> bool {
+        match self {
+            Self::Sandbox(_) | Self::NotResident | Self::Channel(..) | Self::Cancelled => true,
+            Self::Clone(error) => !matches!(error, CloneError::NotReady { .. }),
+            Self::NotParked(_) | Self::Image(_) => false,
+        }
+    }
+}
+
 /// Why a snapshot could not be taken, or not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
@@ -80,9 +95,15 @@ pub enum SnapshotError {
     /// It could not be written or read.
     #[error("the snapshot could not be stored or read")]
     Store(#[from] StoreError),
+    /// What was read makes no sense.
+    #[error("the snapshot makes no sense")]
+    Invalid(#[from] rouse_snapshot::validate::Invalid),
     /// The pager cannot bring its pages in.
     #[error("the snapshot's pages cannot be brought in")]
     Pager(#[from] PagerError),
+    /// They cannot be brought to far memory.
+    #[error("the snapshot's pages cannot be brought to far memory")]
+    Far(#[from] FarError),
     /// The time that it knows could not be remembered.
     #[error("the snapshot's time could not be recorded")]
     Clock(#[source] io::Error),

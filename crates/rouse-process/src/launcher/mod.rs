@@ -11,14 +11,17 @@
 //! Nothing here waits for the instance: an order is sent and the instance is handed to the
 //! caller, who may already write the answer to its parked request.
 
+mod branch;
 mod dictionaries;
 mod error;
 mod observe;
+mod others;
 mod paging;
 mod parked;
 mod restow;
 mod rewind;
 mod snapshots;
+mod touches;
 
 use std::collections::HashMap;
 use std::io;
@@ -31,22 +34,23 @@ use std::time::Instant;
 use rouse_pool::SnapshotStore;
 use rouse_pool::cost::CostInputs;
 use rouse_pool::key::{NODE_KEY_FILE, NodeKey};
+use rouse_pool::memory::{ImageMemory, hold_all};
 use rouse_sandbox::exec::ExecRequest;
 use rouse_sandbox::{
     GID, Limits, RESOURCE_LIMITS, Sandbox, SandboxConfig, SandboxError, SandboxKind, Spawner,
-    SpawnerError, UID, open_task_mount, seccomp,
+    SpawnerError, TaskLayers, UID, open_task_mount, seccomp,
 };
 use rustix::pipe::PipeFlags;
 
 use crate::blank;
 use crate::clock::FunctionClock;
 use crate::clones::Clones;
-use crate::image::memory::{ImageMemory, hold_all};
+use crate::image::registered::to_register;
 use crate::image::{self, LoadedProgram};
 pub use crate::image::{Image, ImageError};
 use crate::instance::{BootPath, Instance, LaunchSpec, Origin, Stage};
 use crate::memory_calls::{self, PoolIndex};
-use crate::monitor::{Monitor, Subject};
+use crate::monitor::{Monitor, Sight, Subject};
 use crate::order;
 use crate::plan::{Environment, SpecialMappings, waiting_room};
 use crate::reaper::Reaper;
@@ -54,7 +58,9 @@ use crate::stock::{Filler, Size, Stock};
 use crate::working_set::WorkingSet;
 
 use paging::Paging;
+pub use paging::PoolOwner;
 pub(crate) use parked::Parked;
+pub(crate) use touches::Touches;
 
 pub use crate::stock::StockCounts;
 pub use error::{LaunchError, SnapshotError, StartError};
@@ -75,6 +81,11 @@ pub struct LauncherConfig {
     pub most_ready_sandboxes: usize,
     /// Clones kept ready for each template.
     pub ready_clones: usize,
+    /// Is the order in which pages are first touched recorded, in instances for which nothing is prepared and whose touches are
+    /// seen exactly?
+    pub record_order: bool,
+    /// Whether pools that are in near memory as a whole get pages of 2 MiB.
+    pub huge_pages: bool,
 }
 
 /// Limits of the sandbox that is made for trial at the start.
@@ -97,6 +108,8 @@ type Sandboxes = Arc<Stock<Sandbox, SandboxError>>;
 #[derive(Debug)]
 struct Inner {
     config: LauncherConfig,
+    /// A directory with nothing in it.
+    empty: PathBuf,
     clock: FunctionClock,
     store: SnapshotStore,
     spawner: Arc<Spawner>,
@@ -153,8 +166,11 @@ impl Launcher {
             cgroups: trial.cgroup_procs.len(),
         };
         trial.destroy();
+        let empty = config.store.join("empty");
+        std::fs::create_dir_all(&empty).map_err(StartError::Empty)?;
         let inner = Inner {
             config,
+            empty,
             clock,
             store,
             spawner: Arc::new(spawner),
@@ -194,7 +210,7 @@ impl Launcher {
             name: "sandbox",
             us: micros(begin),
         };
-        let task = lend(&spec.task_dir)?;
+        let task = self.inner.lend(&spec.task_dir)?;
         let (log, log_end) = log_pipe()?;
         let request = ExecRequest {
             argv: spec.argv.clone(),
@@ -218,8 +234,7 @@ impl Launcher {
         self.restore_as(image, spec, false).await
     }
 
-    /// As [`restore`](Self::restore), for invocations: of some instances it is seen exactly which pages they touch. Like all
-    /// that are watched by the pager, these cannot be snapshotted.
+    /// As [`restore`](Self::restore), for invocations: of some instances it is seen exactly which pages they touch.
     pub async fn restore_to_invoke(
         &self,
         image: &Arc<Image>,
@@ -238,13 +253,13 @@ impl Launcher {
         let memories = image.memories();
         let holds = hold_all(&memories);
         if let Some(paging) = self.paging_for(&holds, false) {
-            paging.begin(&holds);
+            paging.begin(&holds, image.programs().copied_from());
         }
         image.verify_files()?;
         let verified = Instant::now();
         let sandbox = self.sandbox(spec.limits).await?;
         let taken = Instant::now();
-        let task = lend(&spec.task_dir)?;
+        let task = self.inner.lend(&spec.task_dir)?;
         let (log, log_end) = log_pipe()?;
         let (parts, control) = Parts::of(sandbox)?;
         let (programs, wants_exact) = image.programs_to_restore();
@@ -252,7 +267,7 @@ impl Launcher {
         let paging = self.paging_for(&holds, exact);
         let program = match paging {
             Some(_) => programs.watched(image, &self.inner.environment)?,
-            None => &programs.restore,
+            None => programs.restore(image, &self.inner.environment)?,
         };
         let mut fds: Vec<BorrowedFd<'_>> =
             vec![log_end.as_fd(), parts.client.as_fd(), task.as_fd()];
@@ -264,12 +279,27 @@ impl Launcher {
         let mut subject =
             parts.subject(control, started, stages([begin, verified, taken], started));
         subject.program = Some(program.program.clone());
-        subject.watch = paging.map(|paging| paging.watch(image.snapshot(), &holds, exact));
         let prepared = programs.prepared(BootPath::Restore);
+        let mut touches = None;
+        if let Some(paging) = paging {
+            let copying = programs.copying();
+            // What is prepared is touched before the function runs, in an order of its own.
+            let sight = match (exact, self.inner.config.record_order && prepared.is_empty()) {
+                (false, _) => Sight::Blurred,
+                (true, false) => Sight::Exact,
+                (true, true) => {
+                    let mappings = to_register(image.snapshot(), &holds, true, &copying);
+                    let touches = touches.insert(Touches::of(mappings).map_err(no_record)?);
+                    Sight::Ordered(touches.record.clone())
+                }
+            };
+            subject.watch = Some(paging.watch(image.snapshot(), &copying, &holds, sight));
+        }
         let exact = exact && paging.is_some();
         let watched = paging.is_some();
         let mut origin = self.origin(image, spec, prepared, exact, memories);
         origin.watched = watched;
+        origin.touches = touches.map(Arc::new);
         Ok(self.instance(BootPath::Restore, parts, subject, log, Some(origin)))
     }
 
@@ -305,9 +335,9 @@ impl Launcher {
         let parts = Parts::without_blank(prepared.sandbox);
         let mut subject =
             parts.subject(control, started, stages([begin, verified, taken], started));
-        subject.program = Some(clones.programs.template.program.clone());
+        subject.program = Some(clones.program.clone());
         let prepared = clones.programs.prepared(BootPath::Fork);
-        let origin = self.origin(image, spec, prepared, false, image.memories());
+        let origin = self.origin(image, spec, prepared, false, clones.memories.clone());
         Ok(self.instance(BootPath::Fork, parts, subject, log, Some(origin)))
     }
 
@@ -376,7 +406,7 @@ impl Launcher {
         spec: &LaunchSpec,
     ) -> Result<Arc<Clones>, LaunchError> {
         let (inner, image) = (self.inner.clone(), image.clone());
-        let (limits, task_dir) = (spec.limits, spec.task_dir.clone());
+        let sandbox = (spec.limits, inner.layers(&spec.task_dir));
         let task = tokio::task::spawn_blocking(move || {
             let target = inner.config.ready_clones;
             let clones = Clones::start(
@@ -384,8 +414,8 @@ impl Launcher {
                 &inner.room,
                 &inner.filler,
                 &image,
-                limits,
-                task_dir,
+                &inner.environment,
+                sandbox,
                 target,
             )?;
             Ok(image.set_clones(clones))
@@ -404,6 +434,7 @@ impl Launcher {
         Origin {
             prepared,
             exact,
+            touches: None,
             watched: false,
             memories,
             launcher: self.clone(),
@@ -495,14 +526,28 @@ impl Parts {
     }
 }
 
-fn lend(task_dir: &Path) -> Result<OwnedFd, LaunchError> {
-    open_task_mount(task_dir)
-        .map_err(|e| LaunchError::Channel("the function's code cannot be lent to a sandbox", e))
+impl Inner {
+    fn layers(&self, task_dir: &Path) -> TaskLayers {
+        TaskLayers {
+            code: task_dir.to_path_buf(),
+            empty: self.empty.clone(),
+        }
+    }
+
+    /// The function's code as a file system of one sandbox.
+    fn lend(&self, task_dir: &Path) -> Result<OwnedFd, LaunchError> {
+        open_task_mount(&self.layers(task_dir))
+            .map_err(|e| LaunchError::Channel("the function's code cannot be lent to a sandbox", e))
+    }
 }
 
 fn log_pipe() -> Result<(OwnedFd, OwnedFd), LaunchError> {
     rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
         .map_err(|e| LaunchError::Channel("no pipe for the log", e.into()))
+}
+
+fn no_record(error: io::Error) -> LaunchError {
+    LaunchError::Channel("there is nowhere to record touches", error)
 }
 
 fn unreachable_blank(error: io::Error) -> LaunchError {

@@ -1,14 +1,21 @@
 //! What can be seen of the launcher from outside: whether its processes live, and what they have done.
 
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use rouse_pool::keeper::PagerStats;
+use tokio::sync::Notify;
 
 use super::Launcher;
 use super::paging::Paging;
 use crate::stock::StockCounts;
 
 impl Launcher {
+    /// Heard whenever the pager has no memory for a page that somebody waits for; it tries again for five seconds.
+    pub fn shortage(&self) -> Arc<Notify> {
+        let paging = self.inner.paging.as_ref();
+        paging.map(Paging::shortage).unwrap_or_default()
+    }
+
     /// Why no instance can be started any more, in sentences. Empty as long as all is well.
     pub fn problems(&self) -> Vec<&'static str> {
         let paging = self.inner.paging.as_ref();

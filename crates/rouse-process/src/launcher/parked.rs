@@ -16,11 +16,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use rouse_pool::memory::{Hold, ImageMemory, hold_all};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::oneshot;
 
-use super::{Launcher, Parts, lend, log_pipe, micros, unreachable_blank};
-use crate::image::memory::{Hold, ImageMemory, hold_all};
+use super::{Launcher, Parts, log_pipe, micros, unreachable_blank};
 use crate::image::{Image, Programs};
 use crate::instance::{BootPath, Instance, LaunchSpec, Stage};
 use crate::launcher::LaunchError;
@@ -365,7 +365,7 @@ impl Launcher {
         }
         let program = programs.parked(image, &self.inner.environment)?;
         let sandbox = self.sandbox(spec.limits).await?;
-        let task = lend(&spec.task_dir)?;
+        let task = self.inner.lend(&spec.task_dir)?;
         let (log, log_end) = log_pipe()?;
         let (mut parts, control) = Parts::of(sandbox)?;
         let pidfd = parts.pidfd.take().ok_or(LaunchError::Cancelled)?;

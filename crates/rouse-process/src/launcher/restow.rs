@@ -4,12 +4,18 @@ use std::sync::Arc;
 
 use rouse_pool::codec::Choice;
 use rouse_pool::cost::CostChoice;
-use rouse_pool::snapshot_store::{StoredSnapshot, WriteOptions, WriteReport};
+use rouse_pool::memory::ImageMemory;
+use rouse_pool::snapshot_store::{StoreError, StoredSnapshot, WriteOptions, WriteReport};
 
+use super::paging::wire;
 use super::{Launcher, SnapshotError};
 use crate::image::Image;
 use crate::image::resemblance::base_of;
 use crate::instance::Origin;
+
+/// Pages besides the working set that a first call would bring in, too, were the snapshot not stored anew: to bring in so many takes
+/// two milliseconds.
+const WORTH_STORING: u64 = 512;
 
 impl Launcher {
     /// Stores the pages of an image anew: what its function is known to need in front, in one piece, coded as `choice`
@@ -36,8 +42,9 @@ impl Launcher {
     }
 
     /// In this order:
-    /// - all pages of the pool in use are brought in, since where they come from is about to go;
-    /// - the pages are stored anew;
+    /// - a copy on far memory is left: what replaces the pool is not a copy of it, and the policy makes another one;
+    /// - the pages are stored anew; who runs on the old pool meanwhile gets its pages from the files of before, which the pager
+    ///   has open;
     /// - the new pool is as resident as the old one before it takes its place.
     fn store_anew(
         &self,
@@ -46,9 +53,9 @@ impl Launcher {
     ) -> Result<WriteReport, SnapshotError> {
         let store = &self.inner.store;
         let name = store.name_of(image.directory())?;
+        image.leave_far();
         let old = image.memory();
         let is_resident = old.is_resident();
-        old.make_resident()?;
         let hot = image.hot_pages();
         // Without it the pages take more room.
         let base = image.template().and_then(|template| {
@@ -65,30 +72,39 @@ impl Launcher {
             // Both are those of the snapshot.
             ..WriteOptions::new(super::snapshots::TENANT)
         };
-        let report = match store.rewrite(&name, &options) {
-            Ok(report) => report,
-            Err(error) => {
-                if !is_resident {
-                    old.release()?;
-                }
-                return Err(error.into());
-            }
-        };
+        let report = store.rewrite(&name, &options)?;
         let stored = store.open_snapshot(&name)?;
-        let Some(memory) = self.paged_memory(&name, &stored)? else {
+        let Some(memory) = self.paged_memory(&stored, false)? else {
             return Ok(report);
         };
+        wire(&memory, &stored.snapshot)?;
         if is_resident {
             memory.make_resident()?;
         }
         let known = self.inner.pools.add(image, memory.view());
         known.map_err(|source| crate::image::ImageError::Store(source.into()))?;
-        image.set_memory(memory);
+        image.set_memory(Arc::new(memory));
         image.stowage().lies_as(&stored.map);
         if let Some(paging) = &self.inner.paging {
-            paging.follow(image);
+            paging.follow(image.clone());
         }
         Ok(report)
+    }
+
+    /// At once, unless there is no pager, or nothing known, or it would save little: what is stored anew is not shared with other
+    /// snapshots any more. What is on disk is as good as before if that fails.
+    pub(super) fn restow_now(&self, image: &Arc<Image>) {
+        let hot = image.hot_pages_count();
+        let others = image.snapshot().pool_pages.saturating_sub(hot);
+        if self.inner.paging.is_none() || hot == 0 || others < WORTH_STORING {
+            return;
+        }
+        let Some(_claim) = image.stowage().claim() else {
+            return;
+        };
+        if let Err(error) = self.store_anew(image, &CostChoice::new(self.costs())) {
+            tracing::debug!(%error, "a snapshot could not be stored anew");
+        }
     }
 
     /// In the background, if what was learnt makes it worth it.
@@ -144,16 +160,23 @@ impl Launcher {
         }
     }
 
-    /// A pool for a stored snapshot, filled by the pager; `None` without a pager, or pages.
-    pub(super) fn paged_memory(
+    /// A pool for a stored snapshot, filled by the pager; `None` without a pager, or pages, or if they lie in too many files
+    /// for that. If it is needed `soon`, its working set is begun at once.
+    pub(super) fn paged_memory<S: Sync>(
         &self,
-        name: &str,
-        stored: &StoredSnapshot,
-    ) -> Result<Option<crate::image::memory::ImageMemory>, SnapshotError> {
+        stored: &StoredSnapshot<S>,
+        soon: bool,
+    ) -> Result<Option<ImageMemory>, SnapshotError> {
         match &self.inner.paging {
             Some(paging) if stored.map.pages() > 0 => {
-                let source = self.inner.store.source(name, stored)?;
-                Ok(Some(paging.memory(stored, source)?))
+                let source = match self.inner.store.source(stored) {
+                    Err(error @ StoreError::Scattered { .. }) => {
+                        tracing::warn!(%error, "a snapshot stays in memory");
+                        return Ok(None);
+                    }
+                    source => source?,
+                };
+                Ok(Some(paging.memory(stored, source, soon)?))
             }
             _ => Ok(None),
         }

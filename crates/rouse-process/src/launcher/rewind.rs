@@ -83,6 +83,7 @@ impl Launcher {
                 image: &image,
                 environment: &launcher.inner.environment,
                 working_set: programs_of_it.working_set(),
+                copying: programs_of_it.copying(),
                 baseline: &baseline,
                 log: log_end.as_fd(),
             };

@@ -4,20 +4,21 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use rouse_pool::NumaNode;
-use rouse_pool::cost::{CostChoice, CostInputs};
+use rouse_pool::cost::{CostChoice, CostInputs, MapOrCopy};
 use rouse_pool::snapshot_store::{GcOptions, GcReport, WriteOptions};
+use rouse_pool::{FarDirectory, FarMemory, NumaNode};
 
 use rouse_snapshot::page_map::Domain;
 
+use super::paging::wire;
 use super::{Launcher, SnapshotError};
-use crate::checkpoint::{self, CheckpointTarget};
-use crate::image::memory::ImageMemory;
+use crate::checkpoint::{self, Afterwards, CheckpointTarget};
 use crate::image::resemblance::base_of;
 use crate::image::stowage::Stowage;
-use crate::image::{Image, ImageError};
+use crate::image::{Image, ImageError, Loaded};
 use crate::instance::{Instance, LaunchSpec, Origin};
 use crate::working_set::Observation;
+use rouse_pool::memory::ImageMemory;
 
 /// What a checkpoint did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +40,8 @@ pub enum Residency {
     Now,
     /// When they are needed: what its working set says ahead, the rest when it is touched.
     OnDemand,
+    /// The same, and somebody waits for a restore: what that needs ahead is begun while the rest of the snapshot is loaded.
+    ForCall,
 }
 
 /// Whose all snapshots are. Nodes have one tenant so far.
@@ -78,6 +81,29 @@ impl Launcher {
             .await
     }
 
+    /// As [`checkpoint_template`](Self::checkpoint_template), of an instance that was started of a template and has run a function that
+    /// is the caller's own, and no tenant's: what it has written, functions of the template write too.
+    pub async fn checkpoint_specimen(
+        &self,
+        instance: Instance,
+        parked_port: u16,
+        spec: &LaunchSpec,
+        dir: &Path,
+    ) -> Result<CheckpointReport, SnapshotError> {
+        let origin = instance.origin.as_ref();
+        if !origin.is_some_and(|origin| origin.image.is_template()) {
+            return Err(SnapshotError::NoTemplate);
+        }
+        self.take(instance, parked_port, spec, dir, Domain::Templates)
+            .await
+    }
+
+    /// From now on, descendants of a template do not save pages that `specimen` has, as long as that is loaded. They need it among their
+    /// ancestors.
+    pub fn share_specimen(&self, template: &Arc<Image>, specimen: &Arc<Image>) {
+        template.set_specimen(specimen);
+    }
+
     async fn take(
         &self,
         instance: Instance,
@@ -96,6 +122,11 @@ impl Launcher {
                 .as_ref()
                 .map(|origin| origin.image.lineage())
                 .unwrap_or_default();
+            // That of a function is known by its own snapshot already.
+            let specimen = match &lineage[..] {
+                [template] => template.specimen(),
+                _ => None,
+            };
             let target = CheckpointTarget {
                 pid: instance.pid().ok_or(SnapshotError::Ended)?,
                 init_pid: instance.init_pid,
@@ -104,6 +135,9 @@ impl Launcher {
                 host_path: &host_path,
                 baseline_rlimits: &launcher.inner.environment.rlimits,
                 lineage: &lineage,
+                specimen: specimen.as_ref(),
+                costs: MapOrCopy::new(&launcher.costs()),
+                afterwards: Afterwards::Ends,
             };
             let taken = checkpoint::checkpoint(&target)?;
             drop(instance);
@@ -163,12 +197,18 @@ impl Launcher {
             let name = store.name_of(&dir)?;
             let stored = store.open_snapshot(&name)?;
             launcher.remember_dictionary(&stored);
-            let memory = match launcher.paged_memory(&name, &stored)? {
-                Some(memory) => memory,
+            let soon = residency == Residency::ForCall;
+            let memory = match launcher.paged_memory(&stored, soon)? {
+                Some(memory) => {
+                    wire(&memory, &stored.snapshot)?;
+                    memory
+                }
                 // A pool of no pages has nothing to bring in, and without a pager nobody could.
                 None => ImageMemory::Whole(stored.load()?),
             };
             let stowage = Stowage::of(&stored.map);
+            let mut chunks = stored.map.chunks();
+            let is_shared = chunks.all(|chunk| chunk.domain == Domain::Templates);
             let (snapshot, identity) = (stored.snapshot, stored.binding.pool);
             let here = checkpoint::fingerprint()?;
             let there = &snapshot.host;
@@ -186,20 +226,26 @@ impl Launcher {
                 }
             }
             let environment = &launcher.inner.environment;
-            let image = Image::new(
+            let loaded = Loaded {
                 snapshot,
                 memory,
                 stowage,
+                is_shared,
                 identity,
-                &ancestors,
-                environment,
-                &dir,
-            )?;
+            };
+            let image = Image::new(loaded, &ancestors, &launcher.costs(), &dir)?;
+            // What cannot be compiled is no image.
+            match residency {
+                Residency::Now => image.programs().restore(&image, environment).map(drop)?,
+                Residency::OnDemand | Residency::ForCall => {
+                    image.programs().watched(&image, environment).map(drop)?;
+                }
+            }
             let image = Arc::new(image);
             let known = launcher.inner.pools.add(&image, image.memory().view());
             known.map_err(|source| ImageError::Store(source.into()))?;
             if let Some(paging) = &launcher.inner.paging {
-                paging.follow(&image);
+                paging.follow(image.clone());
             }
             if residency == Residency::Now {
                 image.memory().make_resident()?;
@@ -221,21 +267,69 @@ impl Launcher {
         Ok(task.await.map_err(|_| SnapshotError::Cancelled)??)
     }
 
-    /// As [`make_resident`](Self::make_resident), with the image's own pages on far memory, but for those that its
-    /// calls touch; or, without a node, on near memory.
+    /// As [`make_resident`](Self::make_resident), with the image's own pages on far memory; or, without it, on near memory.
+    /// On a NUMA node, those pages that its calls touch stay near.
     pub async fn place(
         &self,
         image: &Arc<Image>,
-        far: Option<NumaNode>,
+        far: Option<FarMemory>,
     ) -> Result<(), SnapshotError> {
-        let image = image.clone();
+        let (launcher, image) = (self.clone(), image.clone());
         let task = tokio::task::spawn_blocking(move || {
             for parent in image.lineage().iter().skip(1) {
                 parent.memory().make_resident()?;
             }
-            image.memory().place(far, &image.hot_pages()).map(drop)
+            match far {
+                Some(FarMemory::Directory(directory)) => launcher.place_in(&image, &directory),
+                Some(FarMemory::Node(node)) => launcher.place_on(&image, Some(node)),
+                None => launcher.place_on(&image, None),
+            }
         });
-        Ok(task.await.map_err(|_| SnapshotError::Cancelled)??)
+        task.await.map_err(|_| SnapshotError::Cancelled)?
+    }
+
+    fn place_on(&self, image: &Arc<Image>, node: Option<NumaNode>) -> Result<(), SnapshotError> {
+        let memory = image.memory();
+        let near = memory.near().unwrap_or(&memory);
+        near.place(node, &image.hot_pages())?;
+        // It is all there by now: nobody has to wait for pages meanwhile.
+        image.leave_far();
+        if self.inner.config.huge_pages
+            && node.is_none()
+            && let Err(error) = image.memory().enlarge()
+        {
+            tracing::warn!(%error, "there are no pages of 2 MiB");
+        }
+        Ok(())
+    }
+
+    fn place_in(
+        &self,
+        image: &Arc<Image>,
+        directory: &Arc<FarDirectory>,
+    ) -> Result<(), SnapshotError> {
+        // What is being stored anew has another pool soon.
+        let Some(_claim) = image.stowage().claim() else {
+            return Ok(());
+        };
+        image.move_to_far(directory, |far| {
+            let known = self.inner.pools.add(image, far.view());
+            known.map_err(|source| SnapshotError::from(ImageError::Store(source.into())))
+        })?;
+        self.drop_makers_of_children(image);
+        // Instances that still map the pool keep its pages until they end, and this is called again.
+        image.memory().release()?;
+        Ok(())
+    }
+
+    /// What makes instances of deltas ahead maps their parent's pool where it was.
+    fn drop_makers_of_children(&self, parent: &Arc<Image>) {
+        for image in self.inner.pools.images() {
+            if image.descends_from(parent) {
+                image.drop_parked();
+                image.drop_clones();
+            }
+        }
     }
 
     /// Keeps what is on disk of an image's pages in memory, or no more.
@@ -257,12 +351,14 @@ impl Launcher {
     /// Lets the pages of an image go, and its template. Those that live instances rely on go when these have ended and
     /// this is called again. Returns the pages that are left in memory.
     pub async fn release(&self, image: &Arc<Image>) -> Result<u64, SnapshotError> {
-        let image = image.clone();
+        let (launcher, image) = (self.clone(), image.clone());
         let task = tokio::task::spawn_blocking(move || {
             // What is being stored anew has to stay until that is done.
             if let Some(_claim) = image.stowage().claim() {
                 image.drop_parked();
                 image.drop_clones();
+                launcher.drop_makers_of_children(&image);
+                image.leave_far();
                 image.memory().release()?;
             }
             Ok::<_, SnapshotError>(image.memory().resident_pages().unwrap_or(0))
@@ -297,17 +393,29 @@ impl Launcher {
         Ok(task.await.map_err(|_| SnapshotError::Cancelled)??)
     }
 
+    /// See [`Instance::learn_rehearsed`].
+    pub(crate) fn learn_rehearsed(&self, origin: &Origin, pid: i32) {
+        let image = &origin.image;
+        let Some(seen) = observe(origin, pid) else {
+            return;
+        };
+        let costs = MapOrCopy::new(&self.costs());
+        match image.learn_rehearsed(&seen, &self.inner.environment, costs) {
+            Ok(true) => self.restow_now(image),
+            // Something is known already.
+            Ok(false) => {}
+            Err(error) => tracing::debug!(%error, "the rehearsal could not be used"),
+        }
+    }
+
     /// See [`Instance::learn`]. The template that may have to be made again is made in the background.
     pub(crate) fn learn(&self, origin: &Origin, pid: i32) {
         let image = &origin.image;
-        let prepared = origin.prepared.clone();
-        let seen = match Observation::of(pid, image.snapshot(), prepared, origin.exact) {
-            Ok(seen) => seen,
-            Err(error) => {
-                return tracing::debug!(%error, "the working set could not be observed");
-            }
+        let Some(seen) = observe(origin, pid) else {
+            return;
         };
-        match image.learn(&seen, &self.inner.environment) {
+        let costs = MapOrCopy::new(&self.costs());
+        match image.learn(&seen, &self.inner.environment, costs) {
             Ok(changed) => {
                 self.restow_if_worth_it(origin);
                 if !changed {
@@ -333,4 +441,24 @@ impl Launcher {
             }
         });
     }
+}
+
+/// What an instance has touched; `None` if that cannot be seen.
+fn observe(origin: &Origin, pid: i32) -> Option<Observation> {
+    // The kernel does not say of pages of such a medium whether they were written.
+    let is_blurred = |memory: &Arc<ImageMemory>| memory.far_file().is_some_and(|f| f.is_dax());
+    if origin.memories.iter().any(is_blurred) {
+        return None;
+    }
+    let (snapshot, prepared) = (origin.image.snapshot(), origin.prepared.clone());
+    let mut seen = Observation::of(pid, snapshot, prepared, origin.exact)
+        .inspect_err(|error| tracing::debug!(%error, "the working set could not be observed"))
+        .ok()?;
+    if let Some(touches) = &origin.touches {
+        match touches.order() {
+            Ok(order) => seen.order = order,
+            Err(error) => tracing::debug!(%error, "the order of touches cannot be read"),
+        }
+    }
+    Some(seen)
 }

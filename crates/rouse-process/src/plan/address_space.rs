@@ -83,9 +83,9 @@ impl Context<'_> {
     /// that cannot be had now is had by the fault.
     pub(super) fn copy_written(&mut self, list: &mut Vec<Op>) {
         let copied = match self.copies {
-            Copies::Restore => copied(self.snapshot, self.working_set, self.copies),
             // What the host has copied is not the clone's own yet.
-            Copies::Host | Copies::Nothing => Vec::new(),
+            Copies::Host => Vec::new(),
+            by => copied(self.snapshot, self.working_set, by, &self.copying),
         };
         self.read_copied(list, &copied);
         let rest = without(&self.working_set.written, &copied);
@@ -125,7 +125,7 @@ impl Context<'_> {
     /// (2.4 us a page) than one that is not (1.4 us).
     pub(super) fn populate_template(&mut self, list: &mut Vec<Op>) {
         let set = self.working_set;
-        let copied = copied(self.snapshot, set, self.copies);
+        let copied = copied(self.snapshot, set, self.copies, &self.copying);
         self.read_copied(list, &copied);
         populate(list, &set.read, libc::MADV_POPULATE_READ);
         // Not of what was just copied: the template would show up.
@@ -178,8 +178,7 @@ impl Context<'_> {
             Backing::SharedMemory { .. } => {}
             Backing::Stack => self.map_stack(list, mapping),
             Backing::Anonymous | Backing::PrivateFile { .. } | Backing::SharedFile { .. } => {
-                let is_delta = !self.snapshot.parents.is_empty();
-                let layout = Layout::copying(mapping, is_delta, self.working_set, self.copies);
+                let layout = Layout::copying(mapping, self.working_set, self.copies, &self.copying);
                 let mut at = mapping.range.start;
                 for run in &layout.mapped {
                     self.map_backing(list, mapping, at..run.address);

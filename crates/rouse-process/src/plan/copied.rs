@@ -5,28 +5,83 @@
 //!  mapped       |PPPPPP.PPPPPPPPPPPPPPPPPP| ooooooo|PPP|      one mapping in the place of five
 //!  copied              |o|         |oo|                       by one read for all that lie side by side in the pool
 //! ```
-//! A delta's own pages lie in pieces between its template's, and each piece costs two mappings (1.3 us each, and as much
-//! when a clone of them is made). What a call writes would be copied in any case: then it needs no mapping of its own.
-//! A run may have one page besides that is not written: a copy takes 1 us, and a page in each instance.
+//! A delta's own pages lie in pieces between its template's, and each piece costs two mappings, and as much when a clone
+//! of them is made. What a call writes would be copied in any case: then it needs no mapping of its own. Whether a piece
+//! is mapped or copied follows from what both cost on this host (`rouse_pool::cost::MapOrCopy`).
+//!
+//! However many pieces there are, mappings stay few: from [`MOST_RUNS`] pieces on, the shortest ones are copied in any
+//! case, by watched instances too. What those copy is kept in the pool, since an absent page would be read as zeros.
 
 use std::collections::HashMap;
 use std::ops::Range;
 
+use rouse_pool::cost::MapOrCopy;
 use rouse_snapshot::model::{Backing, Mapping, PAGE_SIZE, PageRun, ProcessSnapshot};
 use rouse_snapshot::working_set::{WorkingSet, contains, preparable};
 
-/// Pages of a run that a restore copies though no call is known to write them.
-const UNWRITTEN: u64 = 1;
-/// Pages of a run that a template host copies though calls write them: a clone's own copy of a page that the host has
-/// copied takes 1 us more.
-const WRITTEN: u64 = 2;
-/// The most pages of a run that a template host copies.
-const LONGEST: u64 = 16;
+/// Runs that an instance maps, at most, if others can be copied.
+pub(crate) const MOST_RUNS: usize = 1024;
+
+/// What is copied of one snapshot.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct CopyPolicy {
+    costs: MapOrCopy,
+    /// Runs of at most so many pages are copied in any case.
+    in_any_case: u64,
+}
+
+impl CopyPolicy {
+    /// By these costs.
+    pub fn new(snapshot: &ProcessSnapshot, costs: MapOrCopy) -> Self {
+        let policy = |in_any_case| Self { costs, in_any_case };
+        let mapped = |policy: Self| -> usize {
+            let mappings = snapshot.mappings.iter();
+            let nothing = WorkingSet::default();
+            mappings
+                .map(|m| {
+                    Layout::copying(m, &nothing, Copies::Nothing, &policy)
+                        .mapped
+                        .len()
+                })
+                .sum()
+        };
+        let lengths = std::iter::successors(Some(1_u64), |pages| pages.checked_mul(2));
+        let saved = |m: &Mapping| m.saved.iter().map(|run| run.pages).max().unwrap_or(0);
+        let longest = snapshot.mappings.iter().map(saved).max().unwrap_or(0);
+        std::iter::once(0)
+            .chain(lengths.take_while(|pages| *pages < 2 * longest))
+            .map(policy)
+            .find(|policy| mapped(*policy) <= MOST_RUNS)
+            // There is no more to be copied.
+            .unwrap_or(policy(longest))
+    }
+
+    fn copies(&self, run: &PageRun, set: &WorkingSet, by: Copies) -> bool {
+        if run.pool() != 0 {
+            return false;
+        }
+        if run.pages <= self.in_any_case {
+            return true;
+        }
+        // An empty set proves nothing, and such a boot is to show what is touched.
+        if set.is_empty() {
+            return false;
+        }
+        let addresses = (0..run.pages).map(|page| run.address + page * PAGE_SIZE);
+        let is_written = |address: &u64| contains(&set.written, *address);
+        let written = addresses.filter(is_written).count() as u64;
+        match by {
+            Copies::Nothing => false,
+            Copies::Restore => self.costs.restore_copies(run.pages, written),
+            Copies::Host => self.costs.template_copies(run.pages, written),
+        }
+    }
+}
 
 /// Who copies pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Copies {
-    /// Nobody: some pages may be absent.
+    /// Nobody, as far as it can be avoided: some pages may be absent.
     Nothing,
     /// An instance, for itself.
     Restore,
@@ -36,7 +91,7 @@ pub(crate) enum Copies {
 
 /// What is made of the saved pages of one mapping.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Layout {
+pub(crate) struct Layout {
     /// Runs to map, sorted. Those of a template may go on below pages that are copied.
     pub mapped: Vec<PageRun>,
     /// Runs to copy, sorted.
@@ -45,17 +100,10 @@ pub(super) struct Layout {
 
 impl Layout {
     /// Copies what may be copied.
-    pub fn copying(mapping: &Mapping, is_delta: bool, set: &WorkingSet, by: Copies) -> Self {
+    pub fn copying(mapping: &Mapping, set: &WorkingSet, by: Copies, policy: &CopyPolicy) -> Self {
         let is_writable = mapping.prot & libc::PROT_WRITE as u32 != 0;
-        // An empty set proves nothing, and such a boot is to show what is touched.
-        if by == Copies::Nothing
-            || !is_delta
-            || set.is_empty()
-            || !is_writable
-            // A key may forbid what its rights allow.
-            || mapping.pkey != 0
-            || !preparable(mapping)
-        {
+        // A key may forbid what its rights allow.
+        if !is_writable || mapping.pkey != 0 || !preparable(mapping) {
             return Self {
                 mapped: mapping.saved.clone(),
                 copied: Vec::new(),
@@ -80,12 +128,15 @@ impl Layout {
                 // Where the template has pages behind it, too, it has at these addresses what was there before: a page
                 // that is given back by the function is then what it would be.
                 let is_inside = last_of.get(&stretch(last)).is_some_and(|at| *at > index);
-                if is_next && is_inside && is_copied(run, set, by) {
+                if is_next && is_inside && policy.copies(run, set, by) {
                     last.pages += run.pages;
                     layout.copied.push(*run);
                     continue;
                 }
-            } else if mapping.backing == Backing::Anonymous && !follows && is_copied(run, set, by) {
+            } else if mapping.backing == Backing::Anonymous
+                && !follows
+                && policy.copies(run, set, by)
+            {
                 layout.copied.push(*run);
                 continue;
             }
@@ -101,25 +152,25 @@ fn stretch(run: &PageRun) -> (usize, u64) {
     (run.pool(), distance)
 }
 
-fn is_copied(run: &PageRun, set: &WorkingSet, by: Copies) -> bool {
-    let addresses = (0..run.pages).map(|page| run.address + page * PAGE_SIZE);
-    let is_written = |address: &u64| contains(&set.written, *address);
-    let written = addresses.filter(is_written).count() as u64;
-    run.pool() == 0
-        && match by {
-            Copies::Nothing => false,
-            Copies::Restore => run.pages - written <= UNWRITTEN,
-            Copies::Host => written <= WRITTEN && run.pages <= LONGEST,
-        }
-}
-
 /// All runs that are copied.
-pub(super) fn copied(snapshot: &ProcessSnapshot, set: &WorkingSet, by: Copies) -> Vec<PageRun> {
-    let is_delta = !snapshot.parents.is_empty();
+pub(super) fn copied(
+    snapshot: &ProcessSnapshot,
+    set: &WorkingSet,
+    by: Copies,
+    policy: &CopyPolicy,
+) -> Vec<PageRun> {
     let mappings = snapshot.mappings.iter();
     mappings
-        .flat_map(|mapping| Layout::copying(mapping, is_delta, set, by).copied)
+        .flat_map(|mapping| Layout::copying(mapping, set, by, policy).copied)
         .collect()
+}
+
+/// Pages of the pool that even watched instances copy.
+pub(crate) fn copied_in_any_case(snapshot: &ProcessSnapshot) -> Vec<Range<u64>> {
+    let policy = CopyPolicy::new(snapshot, MapOrCopy::default());
+    let copied = copied(snapshot, &WorkingSet::default(), Copies::Nothing, &policy);
+    let pages = |run: &PageRun| run.pool_page..run.pool_page + run.pages;
+    copied.iter().map(pages).collect()
 }
 
 /// What an instance has copied, one way or the other: `set.written` and the pages of these runs. Sorted.
@@ -127,8 +178,9 @@ pub(crate) fn all_written(
     snapshot: &ProcessSnapshot,
     set: &WorkingSet,
     by: Copies,
+    policy: &CopyPolicy,
 ) -> Vec<Range<u64>> {
-    let copied = copied(snapshot, set, by);
+    let copied = copied(snapshot, set, by, policy);
     let mut ranges: Vec<Range<u64>> = set.written.clone();
     ranges.extend(copied.iter().map(addresses));
     ranges.sort_by_key(|range| range.start);
@@ -188,8 +240,8 @@ mod tests {
         }
     }
 
-    fn layout(backing: Backing, saved: &[PageRun], written: &[Range<u64>]) -> Layout {
-        let mapping = Mapping {
+    fn mapping(backing: Backing, saved: &[PageRun]) -> Mapping {
+        Mapping {
             range: 0..100 * PAGE,
             prot: (libc::PROT_READ | libc::PROT_WRITE) as u32,
             backing,
@@ -197,13 +249,24 @@ mod tests {
             pkey: 0,
             name: Default::default(),
             saved: saved.to_vec(),
-        };
+        }
+    }
+
+    fn policy(in_any_case: u64) -> CopyPolicy {
+        CopyPolicy {
+            costs: MapOrCopy::default(),
+            in_any_case,
+        }
+    }
+
+    fn layout(backing: Backing, saved: &[PageRun], written: &[Range<u64>]) -> Layout {
+        let mapping = mapping(backing, saved);
         let pages = |range: &Range<u64>| range.start * PAGE..range.end * PAGE;
         let set = WorkingSet {
             written: written.iter().map(pages).collect(),
             read: vec![],
         };
-        Layout::copying(&mapping, true, &set, Copies::Restore)
+        Layout::copying(&mapping, &set, Copies::Restore, &policy(0))
     }
 
     #[test]
@@ -239,6 +302,27 @@ mod tests {
         let last = [run(10, 2, 1, 28), run(12, 1, 0, 0)];
         assert_eq!(layout(Backing::Anonymous, &last, &[12..13]).mapped, last);
         assert_eq!(layout(Backing::Anonymous, &alone, &[]).mapped, alone);
+    }
+
+    #[test]
+    fn what_must_be_few_is_copied_by_all() {
+        let saved: Vec<PageRun> = (0..20)
+            .map(|n| run(4 * n + 1, 1 + n % 3, 0, 10 * n))
+            .collect();
+        let mapping = mapping(Backing::Anonymous, &saved);
+        let mapped = |in_any_case, by| {
+            let nothing = WorkingSet::default();
+            let layout = Layout::copying(&mapping, &nothing, by, &policy(in_any_case));
+            assert_eq!(layout.mapped.len() + layout.copied.len(), 20);
+            assert!(layout.copied.iter().all(|run| run.pages <= in_any_case));
+            layout.mapped.len()
+        };
+        for by in [Copies::Nothing, Copies::Restore, Copies::Host] {
+            assert_eq!(mapped(0, by), 20);
+            assert_eq!(mapped(1, by), 13);
+            assert_eq!(mapped(2, by), 6);
+            assert_eq!(mapped(3, by), 0);
+        }
     }
 
     #[test]

@@ -41,7 +41,7 @@ mod watched;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use copied::Copies;
+use copied::{Copies, CopyPolicy};
 use rouse_restorer::op::Op;
 use rouse_restorer::program::{Builder, PAGE, Program};
 use rouse_sandbox::BLANK_DESCRIPTORS;
@@ -157,67 +157,45 @@ pub struct Environment {
 /// Names of the stages between the time stamps that an instance sends when it is up.
 pub const RESTORE_STAGES: [&str; 5] = ["map", "copy", "descriptors", "threads", "privileges"];
 
-/// The programs of one snapshot.
-#[derive(Debug)]
-pub struct Plan {
-    /// For a blank process.
-    pub restore: Program,
-    /// For a template host.
-    pub template: Program,
-    /// Indices into `ProcessSnapshot::files` in the order in which they must be sent.
-    pub files: Vec<usize>,
-}
-
-/// Compiles both programs. `working_set` may be empty: it only makes boots faster.
-pub fn compile(
-    snapshot: &ProcessSnapshot,
-    environment: &Environment,
-    working_set: &WorkingSet,
-) -> Result<Plan, PlanError> {
+/// Indices into `ProcessSnapshot::files` in the order in which a program finds them, if there is room for all descriptors.
+pub fn files(snapshot: &ProcessSnapshot) -> Result<Vec<usize>, PlanError> {
     let fds = FdLayout::for_snapshot(snapshot);
     let files = mapped_files(snapshot);
     // One more for the device, in the watched program.
     let needed = fds.file(files.len() + snapshot.parents.len() + 1);
-    if needed > BLANK_DESCRIPTORS {
-        let limit = BLANK_DESCRIPTORS;
-        return Err(PlanError::Descriptors { needed, limit });
+    match needed > BLANK_DESCRIPTORS {
+        true => Err(PlanError::Descriptors {
+            needed,
+            limit: BLANK_DESCRIPTORS,
+        }),
+        false => Ok(files),
     }
-    let input = Input::new(snapshot, environment, working_set, &files);
-    Ok(Plan {
-        restore: input.place(Kind::Restore)?,
-        template: input.place(Kind::Template)?,
-        files,
-    })
 }
 
-/// Compiles the program for a blank process whose pools may lack pages: it has its memory watched before it touches it.
-/// Behind the parents' pools it finds the device that makes userfaultfds.
-pub fn compile_watched(
+/// Compiles a program. `working_set` may be empty: it only makes boots faster.
+pub(crate) fn compile(
     snapshot: &ProcessSnapshot,
     environment: &Environment,
     working_set: &WorkingSet,
+    copying: CopyPolicy,
+    kind: Kind,
 ) -> Result<Program, PlanError> {
-    Input::new(snapshot, environment, working_set, &mapped_files(snapshot)).place(Kind::Watched)
-}
-
-/// Compiles the program for an instance that is made ahead of its request: it has touched all that it is known to touch,
-/// and waits for one byte on its control socket before its first own instruction. All pages must be in the pools.
-pub fn compile_parked(
-    snapshot: &ProcessSnapshot,
-    environment: &Environment,
-    working_set: &WorkingSet,
-) -> Result<Program, PlanError> {
-    Input::new(snapshot, environment, working_set, &mapped_files(snapshot)).place(Kind::Parked)
+    let files = files(snapshot)?;
+    Input::new(snapshot, environment, working_set, copying, &files).place(kind)
 }
 
 /// What a program is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub enum Kind {
+    /// A blank process.
     Restore,
-    /// The same, of memory that may be absent.
+    /// The same, whose pools may lack pages: it has its memory watched before it touches it. Behind the parents' pools it
+    /// finds the device that makes userfaultfds.
     Watched,
+    /// A template host.
     Template,
-    /// A restore that stops before its first own instruction.
+    /// A restore that is made ahead of its request: it has touched all that it is known to touch, and waits for one byte on
+    /// its control socket before its first own instruction. All pages must be in the pools.
     Parked,
     /// The same, in a process that has run already.
     Rewind,
@@ -229,6 +207,7 @@ struct Input<'a> {
     snapshot: &'a ProcessSnapshot,
     environment: &'a Environment,
     working_set: &'a WorkingSet,
+    copying: CopyPolicy,
     fds: FdLayout,
     files: &'a [usize],
 }
@@ -238,12 +217,14 @@ impl<'a> Input<'a> {
         snapshot: &'a ProcessSnapshot,
         environment: &'a Environment,
         working_set: &'a WorkingSet,
+        copying: CopyPolicy,
         files: &'a [usize],
     ) -> Self {
         Self {
             snapshot,
             environment,
             working_set,
+            copying,
             fds: FdLayout::for_snapshot(snapshot),
             files,
         }
@@ -317,8 +298,10 @@ struct Context<'a> {
     thread_lists: BTreeMap<i32, u64>,
     /// The cell that lets its threads go on once its memory is back.
     memory_gate: u64,
-    /// Whether pages are copied where that saves mappings.
+    /// Who copies pages where that saves mappings.
     copies: Copies,
+    /// Which ones.
+    copying: CopyPolicy,
     /// The system-call filter is on before this list begins (see `template`).
     filtered_ahead: bool,
     builder: Builder,
@@ -340,6 +323,7 @@ impl<'a> Context<'a> {
             snapshot,
             environment,
             working_set,
+            copying,
             fds,
             files,
         } = input;
@@ -359,6 +343,7 @@ impl<'a> Context<'a> {
             thread_heads: BTreeMap::new(),
             thread_lists: BTreeMap::new(),
             memory_gate: 0,
+            copying,
             copies: match kind {
                 Kind::Restore | Kind::Parked | Kind::Rewind => Copies::Restore,
                 Kind::Template => Copies::Host,

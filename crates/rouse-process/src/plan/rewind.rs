@@ -21,7 +21,7 @@ use rouse_sandbox::seccomp::memory_calls::PASS;
 use rouse_snapshot::model::{Backing, Mapping, PAGE_SIZE, PageRun, ProcessSnapshot, Rseq};
 
 use super::address_space::{KEEP_EXE, live_stack, populate};
-use super::copied::{Copies, Layout};
+use super::copied::{Copies, CopyPolicy, Layout};
 use super::free_base;
 use super::threads::SIGNAL_SET_LEN;
 use super::waiting_room::{ANCILLARY_LEN, CONTROL_LEN, receiver};
@@ -72,10 +72,11 @@ pub(crate) fn compile(
     snapshot: &ProcessSnapshot,
     environment: &Environment,
     working_set: &WorkingSet,
+    copying: CopyPolicy,
     changes: &Changes,
 ) -> Result<RewindProgram, PlanError> {
     let files = mapped_files(snapshot);
-    let input = Input::new(snapshot, environment, working_set, &files);
+    let input = Input::new(snapshot, environment, working_set, copying, &files);
     let length = build(input, PAGE, changes).program.image.len();
     Ok(build(input, free_base(snapshot, length as u64)?, changes))
 }
@@ -215,11 +216,11 @@ impl Context<'_> {
             list.push(Op::syscall(libc::SYS_madvise, &args));
         }
         let snapshot = self.snapshot;
-        let is_delta = !snapshot.parents.is_empty();
         for mapping in &snapshot.mappings {
             if mapping.backing != Backing::Stack {
-                let copied =
-                    Layout::copying(mapping, is_delta, self.working_set, self.copies).copied;
+                let by = self.copies;
+                let layout = Layout::copying(mapping, self.working_set, by, &self.copying);
+                let copied = layout.copied;
                 self.read_copied(list, &copied);
             }
         }
@@ -284,12 +285,11 @@ fn forget(list: &mut Vec<Op>, range: Range<u64>) {
 /// the fault that it spares. `private` are the pages, sorted.
 pub(crate) fn sort_pages(
     snapshot: &ProcessSnapshot,
-    working_set: &WorkingSet,
+    (working_set, copying): (&WorkingSet, &CopyPolicy),
     mapping: &Mapping,
     private: &[Range<u64>],
     changes: &mut Changes,
 ) {
-    let is_delta = !snapshot.parents.is_empty();
     let (copied, can_copy) = match mapping.backing {
         // Its pages can only be copied.
         Backing::Stack => {
@@ -298,7 +298,7 @@ pub(crate) fn sort_pages(
             (live, false)
         }
         _ => {
-            let layout = Layout::copying(mapping, is_delta, working_set, Copies::Restore);
+            let layout = Layout::copying(mapping, working_set, Copies::Restore, copying);
             let is_writable = mapping.prot & libc::PROT_WRITE as u32 != 0;
             (layout.copied, is_writable && mapping.pkey == 0)
         }

@@ -9,7 +9,7 @@ use crate::checkpoint::mappings::{self, Vma};
 use crate::checkpoint::proc_files::{self, Status};
 use crate::checkpoint::threads::Usual;
 use crate::image::Programs;
-use crate::image::memory::ImageMemory;
+use rouse_pool::memory::ImageMemory;
 
 /// Number of resource limits, `RLIM_NLIMITS`.
 const RLIMITS: u32 = 16;

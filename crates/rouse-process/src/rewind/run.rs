@@ -18,15 +18,16 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use super::baseline::{Baseline, SETTINGS, function_areas, lasting, limit, settings};
 use super::compare::differences;
 use super::{RewindError, residue};
-use crate::checkpoint::CheckpointError;
 use crate::checkpoint::inject::{Remote, RemoteThread};
 use crate::checkpoint::memory::Memory;
 use crate::checkpoint::page_map::PageMap;
 use crate::checkpoint::proc_files::{self, Status};
 use crate::checkpoint::tasks::{self, StoppedProcess};
+use crate::checkpoint::{Afterwards, CheckpointError};
 use crate::checkpoint::{message_queues, ptrace, system_v};
 use crate::image::{Image, load};
 use crate::order;
+use crate::plan::copied::CopyPolicy;
 use crate::plan::rewind::{Changes, RewindProgram, compile, sort_pages};
 use crate::plan::waiting_room::{MAX_FDS, TASK_SIZE};
 use crate::plan::{Environment, RESTORE_STAGES};
@@ -48,6 +49,7 @@ pub(crate) struct Subject<'a> {
     pub(crate) environment: &'a Environment,
     /// What the programs of the baseline are made with.
     pub(crate) working_set: &'a WorkingSet,
+    pub(crate) copying: CopyPolicy,
     pub(crate) baseline: &'a Baseline,
     /// Where its output is to go.
     pub(crate) log: BorrowedFd<'a>,
@@ -68,7 +70,7 @@ pub(crate) struct Rewound {
 pub(crate) fn run(subject: &Subject<'_>) -> Result<Rewound, RewindError> {
     let pid = subject.pid;
     let snapshot = subject.image.snapshot();
-    let mut stopped = StoppedProcess::stop(pid)?;
+    let mut stopped = StoppedProcess::stop(pid, Afterwards::Ends)?;
     tasks::refuse_company(pid)?;
     tasks::refuse_separate_tables(stopped.tasks())?;
     let threads = Threads::of(&stopped, &snapshot.threads)?;
@@ -103,7 +105,13 @@ pub(crate) fn run(subject: &Subject<'_>) -> Result<Rewound, RewindError> {
     changes.descriptors.retain(|fd| *fd != inside);
     compare_memory(subject, &areas, &mut changes)?;
     residue::empty_directories(pid)?;
-    let compiled = compile(snapshot, subject.environment, subject.working_set, &changes)?;
+    let compiled = compile(
+        snapshot,
+        subject.environment,
+        subject.working_set,
+        subject.copying,
+        &changes,
+    )?;
     let program = hand_over(
         &remote,
         leader,
@@ -289,7 +297,8 @@ fn compare_memory(
                     .take_while(|r| r.start < mapping.range.end)
                     .map(|r| r.start.max(mapping.range.start)..r.end.min(mapping.range.end))
                     .collect();
-                sort_pages(snapshot, subject.working_set, mapping, &own, changes);
+                let prepared = (subject.working_set, &subject.copying);
+                sort_pages(snapshot, prepared, mapping, &own, changes);
             }
         }
     }

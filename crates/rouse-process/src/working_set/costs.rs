@@ -1,5 +1,7 @@
 //! What a page costs an instance, from which follows what is worth preparing.
 
+use rouse_pool::cost::CostInputs;
+
 /// Measured inputs, nanoseconds a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Costs {
@@ -11,6 +13,19 @@ pub struct Costs {
     pub map_ahead: u32,
     /// To map it when it is read (a minor fault).
     pub map_fault: u32,
+}
+
+impl Costs {
+    /// What was measured on this host. Instances meet one fault here and one there.
+    pub fn of(inputs: &CostInputs) -> Self {
+        let ns = |ns: f64| ns.clamp(0.0, 1e6) as u32;
+        Self {
+            copy_ahead: ns(inputs.copy_ahead_ns),
+            copy_fault: ns(inputs.lone_copy_fault_ns),
+            map_fault: ns(inputs.lone_map_fault_ns),
+            ..Self::default()
+        }
+    }
 }
 
 impl Default for Costs {

@@ -21,6 +21,8 @@ struct Heat {
     written: u16,
     touched: u16,
     treatment: Treatment,
+    /// Its place in the order of first touches, when that was last recorded.
+    place: Option<u32>,
 }
 
 /// The pages that were touched and are not forgotten yet.
@@ -36,6 +38,9 @@ pub(super) struct Heats {
 /// The kernel maps neighbours of what is read inside of so many bytes.
 const AROUND: u64 = 64 * 1024;
 
+/// Places that are counted: as many as the stored format has, and more pages than any function touches.
+const MOST_PLACES: u32 = u32::MAX;
+
 /// How the present set did in one observation, pages. What was prepared and cannot be told from
 /// touched pages is counted nowhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -50,14 +55,14 @@ pub(super) struct Score {
 impl Heats {
     pub fn from_runs(runs: &[TouchRun], horizon: u32) -> Self {
         let pages = runs.iter().flat_map(|run| {
-            let heat = Heat {
+            let heat = |n| Heat {
                 written: run.written,
                 touched: run.touched,
                 treatment: run.treatment,
+                place: run.order.map(|first| first + n),
             };
-            run.range()
-                .step_by(PAGE_SIZE as usize)
-                .map(move |page| (page, heat))
+            let pages = run.range().step_by(PAGE_SIZE as usize);
+            pages.zip(0..).map(move |(page, n)| (page, heat(n)))
         });
         Self {
             pages: pages.collect(),
@@ -75,6 +80,7 @@ impl Heats {
                 last.range().end == *page
                     && (last.written, last.touched, last.treatment)
                         == (heat.written, heat.touched, heat.treatment)
+                    && last.order.map(|first| first + last.pages) == heat.place
                     && last.pages < u32::MAX
                     && starts.binary_search(page).is_err()
             };
@@ -85,7 +91,7 @@ impl Heats {
                     pages: 1,
                     written: heat.written,
                     touched: heat.touched,
-                    order: None,
+                    order: heat.place,
                     treatment: heat.treatment,
                 }),
             }
@@ -103,6 +109,7 @@ impl Heats {
                 written: 0,
                 touched: 0,
                 treatment: Treatment::None,
+                place: None,
             });
         }
         let explained = self.explained(seen);
@@ -134,7 +141,26 @@ impl Heats {
             heat.touched = heat.touched.max(heat.written).max(least);
             heat.touched > 0
         });
+        self.arrange(&seen.order);
         score
+    }
+
+    /// Takes note of the order in which pages were first touched. Of those that were not touched this time, what was known
+    /// before stays: they are near the places that they had.
+    fn arrange(&mut self, order: &[u64]) {
+        for (address, place) in order.iter().zip(0..MOST_PLACES) {
+            if let Some(heat) = self.pages.get_mut(address) {
+                heat.place = Some(place);
+            }
+        }
+    }
+
+    /// The places of predicted pages in the order of first touches, by address; of those of which it is known.
+    pub fn places(&self) -> BTreeMap<u64, u32> {
+        let predicted = (self.pages.iter()).filter(|(_, h)| h.treatment != Treatment::None);
+        predicted
+            .filter_map(|(page, heat)| Some((*page, heat.place?)))
+            .collect()
     }
 
     /// Places in which a page that is known to be touched has been touched. Others that are mapped there may be but its

@@ -9,6 +9,8 @@
 //! ```
 //! Pure: it is told what was observed and says what to do, so that it can be tested without a process.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use rouse_snapshot::working_set::{Record, SnapshotBinding, WorkingSet};
@@ -53,7 +55,7 @@ pub struct Outcome {
 }
 
 /// What is known of a function's working set.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct WorkingSetReport {
     /// Counts the sets that were predicted; 0 before the first one.
     pub version: u64,
@@ -63,6 +65,8 @@ pub struct WorkingSetReport {
     pub predicted_written: u64,
     /// Pages that are predicted to be read only.
     pub predicted_read: u64,
+    /// Of the predicted pages, those of which it is known in which order they are first touched.
+    pub ordered: u64,
     /// How it did in the last blind boot. Only those tell used pages from wasted ones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_blind: Option<Outcome>,
@@ -179,6 +183,11 @@ impl Learner {
         self.heats.working_set(&self.starts)
     }
 
+    /// Places of predicted pages in the order of first touches, by address, as far as it was recorded.
+    pub fn places(&self) -> BTreeMap<u64, u32> {
+        self.heats.places()
+    }
+
     /// Counts an observation. Returns whether the [`working_set`](Self::working_set) is another one now.
     pub(crate) fn add(&mut self, seen: &Observation, schedule: &Schedule) -> bool {
         self.observations += 1;
@@ -210,6 +219,19 @@ impl Learner {
         let prepared = self.on && self.version > 0;
         schedule.set_prepared(prepared);
         was != (self.version, self.on) && (was.1 || self.on)
+    }
+
+    /// Predicts the first set by what a rehearsal has touched. That is no observation of an invocation: the first one of
+    /// those outweighs it. Returns false, and changes nothing, if something is known already.
+    pub(crate) fn rehearse(&mut self, seen: &Observation, schedule: &Schedule) -> bool {
+        if self.version > 0 || self.observations > 0 {
+            return false;
+        }
+        self.heats.add(seen);
+        self.select(false);
+        self.heats.horizon = 0;
+        schedule.set_prepared(true);
+        true
     }
 
     /// What the present set saved in a boot in which everything could be seen.
@@ -319,6 +341,7 @@ impl Learner {
             on: self.on,
             predicted_written: set.written_pages(),
             predicted_read: set.read_pages(),
+            ordered: self.heats.places().len() as u64,
             last_blind: self.last_blind,
             missed: self.missed,
             residual: (self.residual * 10.0).round() / 10.0,

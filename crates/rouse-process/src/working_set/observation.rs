@@ -26,6 +26,8 @@ pub struct Observation {
     pub prepared: Arc<WorkingSet>,
     /// Is each page of the pool mapped only if it was touched itself?
     pub exact_reads: bool,
+    /// Pages of pools in the order in which they were first touched, addresses. Empty unless that was recorded.
+    pub order: Vec<u64>,
     /// Minor faults of its first process until it answered; restoring the memory counts in.
     pub minor_faults: u64,
 }
@@ -50,6 +52,7 @@ impl Observation {
             touched,
             prepared,
             exact_reads,
+            order: Vec::new(),
             minor_faults: minor_faults(pid).unwrap_or(0),
         })
     }

@@ -476,6 +476,9 @@ fn a_pipe_to_somebody_else_is_an_obstacle() {
         host_path: &|path| Some(String::from_utf8(path.to_vec()).ok()?.into()),
         baseline_rlimits: &[],
         lineage: &[],
+        specimen: None,
+        costs: Default::default(),
+        afterwards: rouse_process::checkpoint::Afterwards::Ends,
     };
     let error = rouse_process::checkpoint::checkpoint(&target).unwrap_err();
     assert_eq!(error.to_string(), "fd 1: pipe to another process");

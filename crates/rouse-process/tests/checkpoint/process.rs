@@ -157,6 +157,9 @@ fn a_process_that_has_ended_is_gone() {
             host_path: &|_| None,
             baseline_rlimits: &[],
             lineage: &[],
+            specimen: None,
+            costs: Default::default(),
+            afterwards: rouse_process::checkpoint::Afterwards::Ends,
         })
         .unwrap_err();
     assert_eq!(error.to_string(), "the process ended before it was stopped");
@@ -206,6 +209,9 @@ libc.pthread_exit(None)
         host_path: &|_| None,
         baseline_rlimits: &[],
         lineage: &[],
+        specimen: None,
+        costs: Default::default(),
+        afterwards: rouse_process::checkpoint::Afterwards::Ends,
     });
     assert_eq!(
         log.unwrap_err().to_string(),

@@ -179,6 +179,9 @@ impl Subject {
             host_path: &|path| Some(PathBuf::from(String::from_utf8(path.to_vec()).ok()?)),
             baseline_rlimits: &[],
             lineage: &[],
+            specimen: None,
+            costs: Default::default(),
+            afterwards: rouse_process::checkpoint::Afterwards::Ends,
         })
     }
 

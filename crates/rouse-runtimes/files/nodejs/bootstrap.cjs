@@ -11,6 +11,11 @@ const { Connection, parse } = require('./connection.cjs');
 const { load } = require('./handler.cjs');
 
 const env = process.env;
+// Tells the node that it may send the next invocation as the reply to an answer, which saves a round trip. A node that does not
+// know it replies as always, and `serve` asks for work.
+const ACCEPT_NEXT = 'Rouse-Response-Accept: invocation\r\n';
+// An answer is kept until its reply has come. A longer one, UTF-16 units, is not to be kept until there is more work.
+const LARGEST_KEPT = 65536;
 const errorHeader = (type) => `Lambda-Runtime-Function-Error-Type: ${type}\r\n`;
 
 // --- One invocation ---
@@ -86,15 +91,18 @@ async function handle(handler, { headers, body }) {
 const headerSafe = (type) => (/^[\w.]+$/.test(type) ? type : 'Function.Unknown');
 
 async function serve(connection, handler, first) {
-  for (let reply = first; ; reply = null) {
+  for (let reply = first; ;) {
     reply ??= await connection.get('invocation/next');
     if (reply.status !== 200) throw new Error(`the runtime API answered /invocation/next with ${reply.status}: ${reply.body}`);
+    if ('rouse-copied' in reply.headers) await renew(connection, reply.headers);
     connection.unref();
     const [path, body, extra] = await handle(handler, reply);
     connection.ref();
-    const { status } = await connection.post(path, body, 'application/json', extra);
-    if (status >= 500) throw new Error(`the runtime API answered /${path} with ${status}`);
     log.state.requestId = undefined;
+    const accept = body.length <= LARGEST_KEPT ? ACCEPT_NEXT : '';
+    reply = await connection.post(path, body, 'application/json', extra + accept);
+    if (reply.status >= 500) throw new Error(`the runtime API answered /${path} with ${reply.status}`);
+    if (reply.status !== 200) reply = null;
   }
 }
 
@@ -129,10 +137,28 @@ function watchUncaught(connection, current) {
   });
 }
 
-function collectGarbage() {
-  require('node:v8').setFlagsFromString('--expose-gc');
-  require('node:vm').runInNewContext('gc')();
+// V8's memory reducer collects garbage 8 seconds after a heap has first grown, or after a large one was collected. Time passes
+// while a snapshot sleeps: in each copy of an older one the timer would have run out, and the first thing that it did would be to
+// look at the whole heap and to move what is there, for nothing. So no such timer may be waiting in a snapshot. A small heap starts
+// one before its first collection, unless told otherwise; a large one only if V8 can mark in steps.
+function postponeMemoryReducer(on) {
+  for (const flag of ['memory-reducer-for-small-heaps', 'incremental-marking']) setFlag(flag, !on);
 }
+
+// V8 does not use the bytecode that node brings for its own modules while any flag is another than usual.
+function setFlag(name, on) {
+  require('node:v8').setFlagsFromString(`--${on ? '' : 'no-'}${name}`);
+}
+
+function collectGarbage() {
+  setFlag('expose-gc', true);
+  const collect = require('node:vm').runInNewContext('gc');
+  setFlag('expose-gc', false);
+  collect();
+}
+
+// The handler of invocations that are not for the function.
+const rehearse = async (value, context) => (context.getRemainingTimeInMillis(), value);
 
 // Takes the path of an invocation before the snapshot, so that its bytecode is compiled once for all instances.
 async function warmUp() {
@@ -140,7 +166,7 @@ async function warmUp() {
   const reply = Buffer.from('HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nLambda-Runtime-Deadline-Ms: 1542409706888\r\n' +
     `Lambda-Runtime-Aws-Request-Id: 8476a536-e9f4-11e8-9739-2dfe598c3fcd\r\nContent-Length: ${Buffer.byteLength(event)}\r\n\r\n${event}`);
   for (let i = 0; i < 16; i++) {
-    await handle(async (value, context) => (context.getRemainingTimeInMillis(), value), parse(reply));
+    await handle(rehearse, parse(reply));
   }
   log.state.requestId = undefined;
 }
@@ -172,12 +198,13 @@ async function snapshot(connection, handler) {
   try {
     await hooks.runBefore();
     await settle();
+    postponeMemoryReducer(false);
   } catch (error) {
     await fail(connection, error, 'init/error', 'Runtime.BeforeSnapshotError', 64);
   }
   // The header tells the node that it may send the invocation with this reply, which saves the first round trip of a restored
   // instance. A node that does not know it answers with an empty body, and `serve` asks for work.
-  const reply = await connection.get('restore/next', 'Rouse-Restore-Accept: invocation\r\n');
+  const reply = await connection.get('restore/next', 'Rouse-Restore-Accept: invocation, rehearsal\r\n');
   if (reply.status !== 200) {
     const error = new Error(`the runtime API answered /restore/next with ${reply.status}: ${reply.body}`);
     await fail(connection, error, 'init/error', 'Runtime.BeforeSnapshotError', 64);
@@ -191,13 +218,30 @@ async function snapshot(connection, handler) {
   return 'lambda-runtime-aws-request-id' in reply.headers ? reply : null;
 }
 
+// In a copy of an instance that was waiting for its next event, before it gets this one.
+async function renew(connection, headers) {
+  try {
+    unique.reseed();
+    await hooks.runAfter();
+  } catch (error) {
+    const path = `invocation/${headers['lambda-runtime-aws-request-id']}/error`;
+    await fail(connection, error, path, 'Runtime.AfterRestoreError', 65);
+  }
+}
+
 async function main() {
   const isTemplate = process.argv.length === 2 && env.ROUSE_TEMPLATE === '1';
   let name = process.argv[2] ?? env._HANDLER ?? '';
   process.argv.length = 2;
   log.patchConsole();
   const connection = new Connection(env.AWS_LAMBDA_RUNTIME_API);
-  if (isTemplate) name = await require('./template.cjs').become(connection, settle);
+  if (isTemplate) {
+    // From the first collection on no small heap starts the timer, and node's modules are loaded with their bytecode.
+    collectGarbage();
+    name = await require('./template.cjs').become(connection, () => { postponeMemoryReducer(true); return settle(); });
+  } else if (env.AWS_LAMBDA_INITIALIZATION_TYPE === 'snap-start') {
+    postponeMemoryReducer(true);
+  }
   watchUncaught(connection, () => {
     const id = log.state.requestId;
     return { path: id === undefined ? 'init/error' : `invocation/${id}/error` };
@@ -209,7 +253,9 @@ async function main() {
     await fail(connection, error, 'init/error', null, 1);
   }
   const first = env.AWS_LAMBDA_INITIALIZATION_TYPE === 'snap-start' ? await snapshot(connection, handler) : null;
-  await serve(connection, handler, first);
+  // In a copy that shows the node what an invocation touches, and ends then, the function's own handler never runs.
+  const isRehearsal = first !== null && 'rouse-rehearsal' in first.headers;
+  await serve(connection, isRehearsal ? rehearse : handler, first);
 }
 
 main();

@@ -270,7 +270,7 @@ def _rehearse(bootstrap, connection, hidden, libraries):
             bootstrap.load_handler(name)({}, None)
             unique.prepare()
             unique.settle()
-            _answered(connection, b"", lambda: connection.get("restore/next", "Rouse-Restore-Accept: invocation\r\n"))
+            _answered(connection, b"", lambda: connection.get("restore/next", "Rouse-Restore-Accept: invocation, rehearsal\r\n"))
             gc.unfreeze()
             del sys.modules["rehearsal"]
             os.remove(os.path.join(folder, "rehearsal.py"))

@@ -23,6 +23,11 @@ API = "/2018-06-01/runtime/"
 TASK_ROOT = os.environ.get("LAMBDA_TASK_ROOT", "/var/task")
 RUNTIME_DIR = os.path.dirname(os.path.abspath(__file__))
 RECEIVE_SIZE = 8192
+# Tells the node that it may send the next invocation as the reply to an answer, which saves a round trip. A node that does not
+# know it replies as always, and `serve` asks for work.
+ACCEPT_NEXT = "Rouse-Response-Accept: invocation\r\n"
+# An answer is kept until its reply has come. A larger one, bytes, is not to be kept until there is more work.
+LARGEST_KEPT = 65536
 
 
 class Fault(Exception):
@@ -274,8 +279,8 @@ class State:
     warm = False
 
 
-def handle(connection, handler, headers, body):
-    """Runs the handler for one event and returns the request that reports the result."""
+def handle(connection, handler, headers, body, accept):
+    """Runs the handler for one event and returns the request that reports the result. `accept` is a header for it."""
     request_id = State.request_id = headers["lambda-runtime-aws-request-id"]
     trace_id = headers.get("lambda-runtime-trace-id")
     if trace_id != State.trace_id:
@@ -314,6 +319,8 @@ def handle(connection, handler, headers, body):
         result, content_type = encode_json(report), "application/json"
         extra += faults.headers(report)
         path = "invocation/" + request_id + "/error"
+    if len(result) <= LARGEST_KEPT:
+        extra += accept
     return connection.post_head(path, len(result), content_type, extra) + result
 
 
@@ -326,12 +333,17 @@ def serve(connection, handler, reply):
         status, headers, body = reply
         if status != 200:
             raise RuntimeError("the runtime API answered /invocation/next with %d: %r" % (status, body[:200]))
-        answer = handle(connection, handler, headers, body)
+        if "rouse-copied" in headers:
+            renew(connection, headers)
+        answer = handle(connection, handler, headers, body, ACCEPT_NEXT)
+        reply = headers = body = None
         sys.stdout.flush()
-        status, headers, body = connection.request(answer)
-        if status >= 500:
-            raise RuntimeError("the runtime API answered %d: %r" % (status, body[:200]))
-        reply = answer = headers = body = None
+        reply = connection.request(answer)
+        answer = None
+        if reply[0] != 200:
+            if reply[0] >= 500:
+                raise RuntimeError("the runtime API answered %d: %r" % (reply[0], reply[2][:200]))
+            reply = None
 
 
 # --- Init and the snapshot ------------------------------------------------------------------------------------------
@@ -417,6 +429,12 @@ def load_handler(name):
         ) from None
 
 
+def rehearse(event, context):
+    """The handler of invocations that are not for the function."""
+    context.get_remaining_time_in_millis()
+    return event
+
+
 def warm_up(connection):
     """Takes the path of an invocation with a handler of ours before the snapshot: the interpreter specialises its
     bytecode in place, and each page that it has done so on before the snapshot is shared by all instances afterwards."""
@@ -430,12 +448,8 @@ def warm_up(connection):
     event = {"number": 1.5, "text": "\u00e9", "list": [1, None, True], "object": {"key": "value"}}
     body = encode_json(event)
 
-    def handler(event, context):
-        context.get_remaining_time_in_millis()
-        return event
-
     for _ in range(64):
-        handle(connection, handler, headers, body)
+        handle(connection, rehearse, headers, body, ACCEPT_NEXT)
     State.request_id, State.trace_id = kept
     State.warm = True
 
@@ -447,7 +461,7 @@ def answer_warm_up(connection, handler):
         status, headers, body = connection.get("warm-up/next", "")
         if status != 200:
             break
-        answer = handle(connection, handler, headers, body)
+        answer = handle(connection, handler, headers, body, "")
         sys.stdout.flush()
         connection.request(answer)
         headers = body = answer = None
@@ -475,17 +489,35 @@ def snapshot(connection, handler):
         fail(connection, error, "init/error", "Runtime.BeforeSnapshotError", 64)
     # The header tells the node that it may send the invocation with this reply, which saves the first round trip of a
     # restored instance. A node that does not know it answers with an empty body, and `serve` asks for work.
-    reply = connection.get("restore/next", "Rouse-Restore-Accept: invocation\r\n")
+    reply = connection.get("restore/next", "Rouse-Restore-Accept: invocation, rehearsal\r\n")
     if reply[0] != 200:
         error = RuntimeError("the runtime API answered /restore/next with %d: %r" % (reply[0], reply[2][:200]))
         fail(connection, error, "init/error", "Runtime.BeforeSnapshotError", 64)
     try:
-        unique.reseed()
-        for function, args, kwargs in hooks.get_after_restore() if hooks else []:
-            function(*args, **kwargs)
+        after_restore(unique)
     except BaseException as error:
         fail(connection, error, "restore/error", "Runtime.AfterRestoreError", 65)
     return reply if "lambda-runtime-aws-request-id" in reply[1] else None
+
+
+def after_restore(unique):
+    unique.reseed()
+    hooks = sys.modules.get("snapshot_restore_py")
+    for function, args, kwargs in hooks.get_after_restore() if hooks else []:
+        function(*args, **kwargs)
+
+
+def renew(connection, headers):
+    """In a copy of an instance that was waiting for its next event, before it gets this one."""
+    import _rouse_unique as unique
+
+    try:
+        # The function may have loaded other generators since its snapshot.
+        unique.prepare()
+        after_restore(unique)
+    except BaseException as error:
+        path = "invocation/" + headers["lambda-runtime-aws-request-id"] + "/error"
+        fail(connection, error, path, "Runtime.AfterRestoreError", 65)
 
 
 def fail(connection, error, path, error_type, code):
@@ -528,6 +560,9 @@ def main():
     reply = None
     if os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start":
         reply = snapshot(connection, handler)
+    if reply is not None and "rouse-rehearsal" in reply[1]:
+        # A copy that shows the node what an invocation touches, and ends then: the function's own handler never runs in it.
+        handler = rehearse
     serve(connection, handler, reply)
 
 

@@ -208,6 +208,26 @@ impl Client {
         response.json()
     }
 
+    /// The client takes the next invocation as the reply to an answer, small ones at least.
+    #[track_caller]
+    pub fn expect_next_with_answer(&mut self) {
+        self.expect("GET", "invocation/next");
+        self.event("1", "1");
+        for event in ["2", "3"] {
+            let response = self.expect("POST", "invocation/1/response");
+            assert_eq!(response.header("rouse-response-accept"), Some("invocation"));
+            self.event("1", event);
+        }
+        assert_eq!(self.response(), serde_json::json!(3));
+        // What is kept while there is no work must be little.
+        self.expect("GET", "invocation/next");
+        self.event("1", &format!("\"{}\"", "x".repeat(100_000)));
+        let response = self.expect("POST", "invocation/1/response");
+        assert_eq!(response.header("rouse-response-accept"), None);
+        self.answer(202, &[], b"");
+        assert_eq!(self.invoke("4"), serde_json::json!(4));
+    }
+
     /// As `invoke`, for a handler that fails.
     #[track_caller]
     pub fn invoke_error(&mut self, event: &str) -> Value {

@@ -255,10 +255,19 @@ fn invocation_may_come_with_the_restore() {
         "exports.handler = async (event, context) => [event, context.awsRequestId];",
     );
     let request = client.expect("GET", "restore/next");
-    assert_eq!(request.header("rouse-restore-accept"), Some("invocation"));
+    assert_eq!(
+        request.header("rouse-restore-accept"),
+        Some("invocation, rehearsal")
+    );
     client.event("1", "7");
     assert_eq!(client.response(), json!([7, "1"]));
     assert_eq!(client.invoke("8"), json!([8, "1"]));
+}
+
+#[test]
+fn invocation_may_come_with_the_reply_to_an_answer() {
+    let mut client = start("exports.handler = async (event) => event;");
+    client.expect_next_with_answer();
 }
 
 #[test]

@@ -95,11 +95,10 @@ impl NodeGroup {
 
     /// Makes slot `slot` if need be, and opens it.
     pub fn open_slot(&self, slot: u32) -> io::Result<SlotGroup> {
-        let slot = slot.to_string();
         if self.fresh_slots {
-            // Fails if there is none yet.
-            let _ = rustix::fs::unlinkat(&self.dir, &slot, AtFlags::REMOVEDIR);
+            self.remove_slot(slot);
         }
+        let slot = slot.to_string();
         make_directory(&self.dir, &slot)?;
         let dir = rustix::fs::openat(
             &self.dir,
@@ -108,6 +107,11 @@ impl NodeGroup {
             Mode::empty(),
         )?;
         SlotGroup::open(self.version, &self.controllers, dir)
+    }
+
+    /// Removes a slot, if there is one and nothing runs in it.
+    pub fn remove_slot(&self, slot: u32) {
+        let _ = rustix::fs::unlinkat(&self.dir, slot.to_string(), AtFlags::REMOVEDIR);
     }
 
     /// Whether a slot may serve one sandbox after the other.

@@ -138,6 +138,13 @@ impl Cgroups {
         })
     }
 
+    /// Removes a slot in which nothing runs and that nobody has open. What cannot be removed is opened again by its number.
+    pub fn remove_slot(&self, number: u32) {
+        self.groups
+            .iter()
+            .for_each(|group| group.remove_slot(number));
+    }
+
     /// Whether the same open slot may serve one sandbox after the other.
     pub fn have_lasting_slots(&self) -> bool {
         self.groups.iter().all(NodeGroup::has_lasting_slots)

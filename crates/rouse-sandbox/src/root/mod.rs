@@ -1,14 +1,21 @@
-//! What sandboxes see as their file system: built once, in the spawner's mount namespace, and inherited by each.
+//! What sandboxes see as their file system. Its parts are made once, in the spawner's mount namespace; each sandbox gets file
+//! systems of its own over them.
 //!
 //! ```text
-//! /             overlay, read-only:  skeleton (mount points, masks, /etc/passwd ...)  over  the configured root
-//! /usr, ...     what the host has mounted there, read-only
-//! /dev          tmpfs, read-only: null zero full random urandom tty
-//! /proc         the host's, only so that a sandbox may mount its own over it
-//! /var/runtime  the runtime clients, read-only
+//!  the spawner's root                 a sandbox's root (prepared at `/next`, see `own`)
+//!  /layers/skeleton  tmpfs     ---+-> /             overlay, read-only: skeleton (mount points, masks, /etc/passwd ...) over
+//!  /layers/root      the root  ---'                 the configured root
+//!  /layers/mount-N   the host's ----> /usr/..., ... overlay, read-only: what the host has mounted there
+//!  /layers/runtime   the clients ---> /var/runtime  overlay, read-only
+//!  /dev              tmpfs ---------> /dev          overlay, read-only: null zero full random urandom tty
+//!  /proc             the host's                     only so that a sandbox may mount its own
 //! ```
+//! Locks, leases and watches belong to the inodes of a file system. Were a mount shared, a function could tell by them what another
+//! one opens. An overlay has inodes of its own, and shows nothing of what is done to the files below it through another.
+//!
 //! A sandbox adds its own `/proc`, `/tmp`, `/dev/shm` and, with a function, `/var/task`.
 
+mod own;
 mod skeleton;
 mod visible;
 
@@ -25,6 +32,7 @@ pub use skeleton::{OUTBOUND_RESOLVER, is_shared};
 use crate::config::SandboxConfig;
 use crate::kernel::mount::{self, LENT, MountAttributes};
 use crate::kernel::namespace;
+pub use own::{NEXT, Roots, move_in};
 
 /// Why the root of the sandboxes could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -57,8 +65,8 @@ const DEVICE_LINKS: [(&str, &str); 4] = [
     ("stderr", "/proc/self/fd/2"),
 ];
 
-/// Leaves the host's mount namespace for one that holds only the sandboxes' root, and makes that the caller's root.
-pub fn enter(config: &SandboxConfig) -> Result<(), RootError> {
+/// Leaves the host's mount namespace for one that holds only what the sandboxes' roots are made of.
+pub fn enter(config: &SandboxConfig) -> Result<Roots, RootError> {
     // Everything that is named by a path of the host is opened before the host's tree goes out of sight.
     let root = config
         .root
@@ -94,35 +102,33 @@ pub fn enter(config: &SandboxConfig) -> Result<(), RootError> {
         "mode=755,size=4m",
     )
     .map_err(failed("mount the skeleton"))?;
-    let (above, below, base) = (
-        stage.join("skeleton"),
-        stage.join("lower"),
-        stage.join("root"),
-    );
-    for directory in [&above, &below, &base] {
+    let layers = stage.join("layers");
+    let directories = ["layers", "proc", "dev", "next"].map(|name| stage.join(name));
+    let of_layers = ["skeleton", "root", "runtime", "empty"].map(|name| layers.join(name));
+    for directory in directories.iter().chain(&of_layers) {
         std::fs::create_dir(directory).map_err(failed("make the skeleton"))?;
     }
-    mount::attach(&lower, &below).map_err(failed("attach the root"))?;
+    mount::attach(&lower, &layers.join("root")).map_err(failed("attach the root"))?;
+    mount::attach(&runtime, &layers.join("runtime"))
+        .map_err(failed("attach the runtime clients"))?;
     skeleton
-        .write(&above)
+        .write(&layers.join("skeleton"))
         .map_err(failed("write the skeleton"))?;
-    let options = format!("lowerdir={}:{}", above.display(), below.display());
-    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
-    mount_new("overlay", &base, flags, &options).map_err(failed("mount the overlay"))?;
-
-    for (inside, tree) in &further {
-        // Hidden or replaced by the skeleton.
-        if base.join(inside).is_dir() {
-            mount::attach(tree, &base.join(inside))
-                .map_err(failed(format!("attach {}", inside.display())))?;
-        }
+    let mut roots = Roots::default();
+    for (number, (inside, tree)) in further.iter().enumerate() {
+        let layer = layers.join(format!("mount-{number}"));
+        std::fs::create_dir(&layer).map_err(failed("make the skeleton"))?;
+        mount::attach(tree, &layer).map_err(failed(format!("attach {}", inside.display())))?;
+        roots.offer(inside, Path::new("/layers").join(format!("mount-{number}")));
     }
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    mount_new("proc", &base.join("proc"), flags, "").map_err(failed("mount /proc"))?;
-    mount::attach(&runtime, &base.join("var/runtime"))
-        .map_err(failed("attach the runtime clients"))?;
-    mount_devices(&base.join("dev")).map_err(failed("make /dev"))?;
-    pivot(&base).map_err(failed("change the root"))
+    mount_new("proc", &stage.join("proc"), flags, "").map_err(failed("mount /proc"))?;
+    mount_devices(&stage.join("dev")).map_err(failed("make /dev"))?;
+    pivot(stage).map_err(failed("change the root"))?;
+    roots
+        .check()
+        .map_err(failed("mount the root of a sandbox"))?;
+    Ok(roots)
 }
 
 /// A detached mount of a host directory, as it is lent to sandboxes.
@@ -177,7 +183,7 @@ fn mount_devices(target: &Path) -> io::Result<()> {
     )?)
 }
 
-/// Makes `base` the root and lets go of everything above it.
+/// Makes `base`, a mount, the root and lets go of everything above it.
 fn pivot(base: &Path) -> io::Result<()> {
     rustix::process::chdir(base)?;
     // With one directory as both arguments the old root ends up on top of the new one: no mount point for it is needed.

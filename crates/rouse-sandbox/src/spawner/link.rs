@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use super::protocol::{Event, Extra, Request};
 use crate::config::{Limits, SandboxKind};
 use crate::kernel::socket;
+use crate::lent::LentGroup;
 use crate::sandbox::{Exit, Exits, MemoryView, Process, Sandbox, SandboxError, SandboxHandle};
 
 type Answer = (Event, Vec<OwnedFd>);
@@ -62,6 +63,7 @@ impl Link {
             let waiter = match &event {
                 Event::Created { request, .. }
                 | Event::TemplateHost { request, .. }
+                | Event::Group { request, .. }
                 | Event::Failed { request, .. } => self.waiting().requests.remove(request),
                 Event::Released { sandbox } => {
                     let mut waiting = self.waiting();
@@ -221,6 +223,30 @@ impl Link {
                 "the spawner's answer is incomplete".into(),
             )),
         }
+    }
+
+    /// See [`crate::Spawner::lend_group`].
+    pub fn lend_group(self: &Arc<Self>, limits: Limits) -> Result<LentGroup, SandboxError> {
+        let (event, descriptors) = self.ask(|request| Request::LendGroup { request, limits })?;
+        let Event::Group { group, extras, .. } = event else {
+            let reason = "the spawner's answer is incomplete".into();
+            return Err(SandboxError::Refused(reason));
+        };
+        let (mut procs, mut events, mut peak) = (Vec::new(), None, None);
+        for (extra, descriptor) in extras.into_iter().zip(descriptors) {
+            match extra {
+                Extra::CgroupProcs => procs.push(descriptor),
+                Extra::MemoryEvents => events = Some(descriptor),
+                Extra::MemoryPeak => peak = Some(descriptor),
+                Extra::BlankPidfd | Extra::BlankControl => {}
+            }
+        }
+        Ok(LentGroup {
+            id: group,
+            link: Arc::clone(self),
+            procs,
+            memory: MemoryView::new(events, peak),
+        })
     }
 
     /// See [`SandboxHandle::keep_until_gone`].

@@ -4,6 +4,7 @@
 //! do what programs do. It has its own mount namespace, in which the root of all sandboxes is built once.
 //! This module is the node's side; [`server`] is the process.
 
+mod demand;
 mod link;
 mod nursery;
 mod outbound;
@@ -17,13 +18,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
 pub(crate) use link::Link;
-use protocol::{Event, Request};
+use protocol::Event;
+pub(crate) use protocol::Request;
 use server::chain;
 
 use crate::cgroup::Cgroups;
 use crate::config::{Limits, SandboxConfig, SandboxKind};
 use crate::kernel::notification::Notifications;
 use crate::kernel::{process, socket};
+use crate::lent::LentGroup;
 use crate::sandbox::{BlankContext, Exits, Process, Sandbox, SandboxError};
 
 /// Runs in a blank process or in a template host.
@@ -134,6 +137,12 @@ impl Spawner {
     /// Returns it with the node's end of its control socket. It dies with the spawner.
     pub fn create_template_host(&self) -> Result<(Process, OwnedFd), SandboxError> {
         self.link.create_template_host()
+    }
+
+    /// Control groups with limits for processes that the node has made. The spawner removes them at its end, whatever becomes of
+    /// the node. Waits for a millisecond or so.
+    pub fn lend_group(&self, limits: Limits) -> Result<LentGroup, SandboxError> {
+        self.link.lend_group(limits)
     }
 
     /// The exits of all children of the spawner. Can be taken once.

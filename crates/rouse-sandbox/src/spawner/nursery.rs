@@ -19,12 +19,13 @@ use super::populate::{Inhabitants, Porter};
 use super::protocol::{Event, Extra};
 use super::slots::{Slot, Slots};
 use super::{BlankMain, outbound, tell};
-use crate::cgroup::Cgroups;
+use crate::cgroup::{Cgroups, MemoryAccounts};
 use crate::config::{Limits, Network, SandboxKind};
 use crate::home::{self, Home};
 use crate::kernel::api_socket::ApiSockets;
 use crate::kernel::clone::{CloneRequest, Side, clone3};
 use crate::kernel::socket;
+use crate::root::Roots;
 use crate::sandbox::Process;
 use crate::{blank, init};
 
@@ -97,8 +98,11 @@ pub struct Nursery {
     uid_base: u32,
     blank_main: BlankMain,
     next_id: u64,
+    roots: Roots,
     slots: Slots,
     entries: BTreeMap<u64, Entry>,
+    /// Whose groups processes of the node's are in.
+    lent: BTreeMap<u64, Slot>,
     porter: Porter,
 }
 
@@ -108,6 +112,7 @@ impl Nursery {
         socket: OwnedFd,
         cgroups: Cgroups,
         host_mounts: OwnedFd,
+        roots: Roots,
         uid_base: u32,
         blank_main: BlankMain,
         porter: Porter,
@@ -119,8 +124,10 @@ impl Nursery {
             uid_base,
             blank_main,
             next_id: 1,
-            slots: Slots::default(),
+            roots,
+            slots: Slots::new(),
             entries: BTreeMap::new(),
+            lent: BTreeMap::new(),
             porter,
         }
     }
@@ -147,6 +154,11 @@ impl Nursery {
         self.entries
             .values()
             .any(|entry| matches!(entry.stage, Stage::Ending))
+    }
+
+    /// Gives up what no sandbox has needed for a while.
+    pub fn tidy(&mut self) {
+        self.slots.trim(&self.cgroups);
     }
 
     /// Starts to make a sandbox.
@@ -241,6 +253,8 @@ impl Nursery {
         let Some(entry) = self.entries.get_mut(&id) else {
             return Ok(());
         };
+        // Before init, whose namespace is a copy of this one; gone when this is over.
+        let root = self.roots.prepare().map_err(explain("mount the root"))?;
         let mut made = Inhabitants::default();
         let outcome = self.porter.populate(
             &entry.slot,
@@ -249,6 +263,7 @@ impl Nursery {
             self.blank_main,
             &mut made,
         );
+        drop(root);
         entry
             .processes
             .extend(made.init.map(|init| (Role::Init, init)));
@@ -328,16 +343,8 @@ impl Nursery {
             further(Extra::BlankPidfd, process.pidfd.as_fd());
             further(Extra::BlankControl, control.as_fd());
         }
-        for procs in entry.slot.groups.procs() {
-            further(Extra::CgroupProcs, procs);
-        }
         let memory = entry.slot.groups.memory();
-        if let Some(memory) = &memory {
-            further(Extra::MemoryEvents, memory.events);
-            if let Some(peak) = &memory.peak {
-                further(Extra::MemoryPeak, peak.as_fd());
-            }
-        }
+        hand_out(&entry.slot, memory.as_ref(), further);
         let event = Event::Created {
             request: entry.request,
             sandbox: id,
@@ -346,6 +353,41 @@ impl Nursery {
             extras,
         };
         tell(&self.socket, &event, &descriptors);
+    }
+
+    /// Lends control groups to processes of the node's.
+    pub fn lend(&mut self, request: u64, limits: &Limits) {
+        let slot = match self.slots.take_bare(&self.cgroups, limits) {
+            Ok(slot) => slot,
+            Err(error) => {
+                let reason = format!("cannot prepare the control groups: {error}");
+                return tell(&self.socket, &Event::Failed { request, reason }, &[]);
+            }
+        };
+        let group = self.next_id;
+        self.next_id += 1;
+        let (mut extras, mut descriptors) = (Vec::new(), Vec::new());
+        let memory = slot.groups.memory();
+        hand_out(&slot, memory.as_ref(), |extra, descriptor| {
+            extras.push(extra);
+            descriptors.push(descriptor);
+        });
+        let event = Event::Group {
+            request,
+            group,
+            extras,
+        };
+        tell(&self.socket, &event, &descriptors);
+        drop(descriptors);
+        drop(memory);
+        self.lent.insert(group, slot);
+    }
+
+    /// Takes them back.
+    pub fn take_back(&mut self, group: u64) {
+        if let Some(slot) = self.lent.remove(&group) {
+            self.slots.give(slot);
+        }
     }
 
     /// Makes a template host.
@@ -492,6 +534,23 @@ impl Nursery {
             }
         }
         self.cgroups.remove();
+    }
+}
+
+/// What the node needs of a slot's groups.
+fn hand_out<'a>(
+    slot: &'a Slot,
+    memory: Option<&'a MemoryAccounts<'a>>,
+    mut further: impl FnMut(Extra, BorrowedFd<'a>),
+) {
+    for procs in slot.groups.procs() {
+        further(Extra::CgroupProcs, procs);
+    }
+    if let Some(memory) = memory {
+        further(Extra::MemoryEvents, memory.events);
+        if let Some(peak) = &memory.peak {
+            further(Extra::MemoryPeak, peak.as_fd());
+        }
     }
 }
 

@@ -158,7 +158,6 @@ unsafe fn make_processes(
     // A pid namespace cannot be entered by a process, only given to its children. Pid 2 is free: the
     // function's processes come later, and init makes none.
     namespace::enter(&init.pidfd, init::NAMESPACES).map_err(explain("enter init's namespaces"))?;
-    socket::send(status, init::GO, &[])?;
     let request = CloneRequest {
         pid: Some(BLANK_PID),
         sibling: true,
@@ -170,7 +169,8 @@ unsafe fn make_processes(
         Side::Child => blank::run(unsafe { OwnedFd::from_raw_fd(their_control) }, blank_main),
         Side::Parent(blank) => made.blank = Some(blank.pid),
     }
-    Ok(())
+    // Init changes the root now, and the blank process with it.
+    socket::send(status, init::GO, &[])
 }
 
 fn explain(step: &'static str) -> impl FnOnce(io::Error) -> io::Error {

@@ -17,6 +17,10 @@ pub enum Request {
     CreateTemplateHost { request: u64 },
     /// Kill a sandbox and take its resources back; answered by `Released` when nothing of it is left.
     Release { sandbox: u64 },
+    /// Lend control groups to processes of the node's; answered by `Group` or `Failed`.
+    LendGroup { request: u64, limits: Limits },
+    /// Take them back. Nothing runs in them any more.
+    ReturnGroup { group: u64 },
     /// Kill everything and end.
     Shutdown,
 }
@@ -38,6 +42,12 @@ pub enum Event {
     },
     /// A template host runs. Descriptors: its pidfd, the node's end of its control socket.
     TemplateHost { request: u64, pid: i32 },
+    /// Control groups are ready. Descriptors: what `extras` says.
+    Group {
+        request: u64,
+        group: u64,
+        extras: Vec<Extra>,
+    },
     /// A request was refused.
     Failed { request: u64, reason: String },
     /// Nothing is left of a sandbox.

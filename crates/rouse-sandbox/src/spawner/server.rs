@@ -16,7 +16,7 @@ use super::{BlankMain, tell};
 use crate::cgroup::Cgroups;
 use crate::config::SandboxConfig;
 use crate::kernel::{namespace, process, socket};
-use crate::root;
+use crate::root::{self, Roots};
 use crate::seccomp::memory_calls;
 
 /// Nanoseconds between two looks for ended children while a sandbox is going down, and otherwise.
@@ -53,6 +53,7 @@ pub fn run(
         cgroups,
         warnings,
         host_mounts,
+        roots,
         memory_calls,
     } = setup;
     let descriptors: Vec<_> = memory_calls.iter().map(AsFd::as_fd).collect();
@@ -63,6 +64,7 @@ pub fn run(
         socket,
         cgroups,
         host_mounts,
+        roots,
         config.uid_base,
         blank_main,
         porter,
@@ -77,6 +79,7 @@ struct Setup {
     cgroups: Cgroups,
     warnings: Vec<String>,
     host_mounts: OwnedFd,
+    roots: Roots,
     memory_calls: Option<OwnedFd>,
 }
 
@@ -131,20 +134,21 @@ fn set_up(config: &SandboxConfig, node: Pid) -> Result<Setup, String> {
         if let Some((monotonic, boottime)) = config.clock_offset {
             shift_clocks(monotonic, boottime).map_err(explain("shift the clocks"))?;
         }
-        root::enter(config).map_err(|error| chain(&error))?;
+        let roots = root::enter(config).map_err(|error| chain(&error))?;
         let memory_calls = config
             .hand_over_memory_calls
             .then(memory_calls::install)
             .transpose()
             .map_err(explain("answer memory calls of functions"))?;
-        Ok((host_mounts, memory_calls))
+        Ok((host_mounts, roots, memory_calls))
     })();
     match prepared {
-        Ok((host_mounts, memory_calls)) => Ok(Setup {
+        Ok((host_mounts, roots, memory_calls)) => Ok(Setup {
             signals,
             cgroups,
             warnings,
             host_mounts,
+            roots,
             memory_calls,
         }),
         Err(reason) => {
@@ -257,6 +261,7 @@ fn serve(nursery: &mut Nursery, signals: &OwnedFd, template_main: BlankMain) {
             nursery.advance(id);
         }
         nursery.reap();
+        nursery.tidy();
         if ready[0] {
             let Ok(Some((bytes, _))) = socket::receive(nursery.socket()) else {
                 return;
@@ -271,6 +276,8 @@ fn serve(nursery: &mut Nursery, signals: &OwnedFd, template_main: BlankMain) {
                     nursery.create_template_host(request, template_main)
                 }
                 Ok(Request::Release { sandbox }) => nursery.release(sandbox),
+                Ok(Request::LendGroup { request, limits }) => nursery.lend(request, &limits),
+                Ok(Request::ReturnGroup { group }) => nursery.take_back(group),
                 Ok(Request::Shutdown) | Err(_) => return,
             }
         }

@@ -2,10 +2,12 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::time::Instant;
 
 use crate::cgroup::{Cgroups, SlotGroups};
 use crate::config::{Limits, Network};
 use crate::home::Home;
+use crate::spawner::demand::Demand;
 
 /// Idle slots whose last sandbox's connections the node has not closed yet, before namespaces are thrown away for it.
 const MOST_UNCLEAN: usize = 8;
@@ -25,19 +27,50 @@ pub struct Slot {
 
 /// All slots that no sandbox has.
 ///
-/// Slots that were given back are handed out before new ones, so that there are no more of them, and no more control
-/// groups, than sandboxes ever lived at a time (and a few).
-#[derive(Debug, Default)]
+/// Slots that were given back are handed out before new ones. Those that were not needed for a while go: there are no more
+/// of them, and no more control groups and namespaces, than sandboxes lately lived at a time, and [`MOST_UNCLEAN`].
+#[derive(Debug)]
 pub struct Slots {
     next: u32,
+    /// Numbers of slots that went.
+    numbers: Vec<u32>,
+    demand: Demand,
     /// Those given back first come first: their connections have had the most time to be closed.
     free: VecDeque<Slot>,
 }
 
 impl Slots {
+    /// None yet.
+    pub fn new() -> Self {
+        Self {
+            next: 0,
+            numbers: Vec::new(),
+            demand: Demand::new(Instant::now()),
+            free: VecDeque::new(),
+        }
+    }
+
     /// Takes a slot for a sandbox with these limits, whose groups are ready for it. Its `home` is clean, or missing.
     pub fn take(&mut self, cgroups: &Cgroups, limits: &Limits) -> io::Result<Slot> {
-        let mut slot = match self.find(limits) {
+        let found = self.find(limits);
+        self.prepare(found, cgroups, limits)
+    }
+
+    /// Takes one of which only the groups are needed: it has no namespaces.
+    pub fn take_bare(&mut self, cgroups: &Cgroups, limits: &Limits) -> io::Result<Slot> {
+        let at = self.free.iter().position(|slot| slot.home.is_none());
+        let found = at.and_then(|at| self.free.remove(at));
+        self.prepare(found, cgroups, limits)
+    }
+
+    /// Makes what was found ready, or a new one.
+    fn prepare(
+        &mut self,
+        found: Option<Slot>,
+        cgroups: &Cgroups,
+        limits: &Limits,
+    ) -> io::Result<Slot> {
+        let mut slot = match found {
             Some(slot) if cgroups.have_lasting_slots() => slot,
             Some(slot) => Slot {
                 // Its group is made again.
@@ -46,10 +79,15 @@ impl Slots {
                 ..slot
             },
             None => {
-                let groups = cgroups.open_slot(self.next)?;
-                self.next += 1;
+                let used_before = self.numbers.last().copied();
+                let number = used_before.unwrap_or(self.next);
+                let groups = cgroups.open_slot(number)?;
+                match used_before {
+                    Some(_) => drop(self.numbers.pop()),
+                    None => self.next += 1,
+                }
                 Slot {
-                    number: self.next - 1,
+                    number,
                     groups,
                     home: None,
                     limits: *limits,
@@ -58,9 +96,12 @@ impl Slots {
         };
         slot.limits = *limits;
         match slot.groups.prepare(limits) {
-            Ok(()) => Ok(slot),
+            Ok(()) => {
+                self.demand.take();
+                Ok(slot)
+            }
             Err(error) => {
-                self.give(slot);
+                self.keep(slot);
                 Err(error)
             }
         }
@@ -91,7 +132,25 @@ impl Slots {
     }
 
     /// Gives a slot back; all processes in it have ended.
-    pub fn give(&mut self, mut slot: Slot) {
+    pub fn give(&mut self, slot: Slot) {
+        self.demand.give();
+        self.keep(slot);
+    }
+
+    /// Removes what was not needed for a while. To be called from time to time.
+    pub fn trim(&mut self, cgroups: &Cgroups) {
+        let kept = self.demand.spare(Instant::now()) + MOST_UNCLEAN;
+        while self.free.len() > kept
+            && let Some(slot) = self.free.pop_front()
+        {
+            let number = slot.number;
+            drop(slot);
+            cgroups.remove_slot(number);
+            self.numbers.push(number);
+        }
+    }
+
+    fn keep(&mut self, mut slot: Slot) {
         if slot.limits.network != Network::None {
             slot.home = None;
         }

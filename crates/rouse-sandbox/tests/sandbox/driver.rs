@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use rouse_sandbox::exec::{ExecRequest, exec};
 use rouse_sandbox::{
     BlankContext, Limits, Network, Sandbox, SandboxConfig, SandboxKind, Spawner, SpawnerError,
-    open_task_mount,
+    TaskLayers, open_task_mount,
 };
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -21,6 +21,7 @@ pub struct Node {
     pub spawner: Spawner,
     pub config: SandboxConfig,
     pub task: PathBuf,
+    layers: TaskLayers,
     _directory: tempfile::TempDir,
 }
 
@@ -50,11 +51,12 @@ impl Node {
     /// Starts a node whose sandboxes see `root`.
     pub fn start_on(root: PathBuf, cgroup: String) -> Result<Node, SpawnerError> {
         let directory = tempfile::tempdir().unwrap();
-        let (runtime, task) = (
+        let (runtime, task, empty) = (
             directory.path().join("runtime"),
             directory.path().join("task"),
+            directory.path().join("empty"),
         );
-        for path in [&runtime, &task] {
+        for path in [&runtime, &task, &empty] {
             std::fs::create_dir(path).unwrap();
         }
         std::fs::write(runtime.join("client"), "runtime client").unwrap();
@@ -75,6 +77,10 @@ impl Node {
         Ok(Node {
             spawner,
             config,
+            layers: TaskLayers {
+                code: task.clone(),
+                empty,
+            },
             task,
             _directory: directory,
         })
@@ -87,7 +93,7 @@ impl Node {
     /// Starts a program in the sandbox's blank process; returns the pipe with what it prints.
     pub fn start_program(&self, sandbox: &Sandbox, argv: &[&str]) -> File {
         let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
-        let mount = open_task_mount(&self.task).unwrap();
+        let mount = open_task_mount(&self.layers).unwrap();
         let request = ExecRequest {
             argv: argv.iter().map(|text| (*text).to_owned()).collect(),
             env: vec![

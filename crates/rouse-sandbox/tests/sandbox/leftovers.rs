@@ -10,6 +10,7 @@ use rouse_sandbox::{Limits, Sandbox, SandboxKind};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::driver::{LIMITS, Node, receive, send};
+use crate::slots::slots;
 
 /// Tests that fork.
 pub const FORKING: &[(&str, fn())] = &[
@@ -56,7 +57,7 @@ fn descendants(root: i32) -> BTreeSet<i32> {
 }
 
 /// Directories of control groups with this name, anywhere.
-fn groups(name: &str) -> Vec<std::path::PathBuf> {
+pub fn groups(name: &str) -> Vec<std::path::PathBuf> {
     fn search(directory: &Path, name: &str, found: &mut Vec<std::path::PathBuf>) {
         for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -153,6 +154,7 @@ pub fn a_hundred_sandboxes_leave_nothing(node: &Node) {
     let warm: Vec<_> = (0..6).map(|_| node.sandbox()).collect();
     warm.into_iter().for_each(Sandbox::destroy);
     let before = count();
+    let slots_before = slots(node);
     std::thread::scope(|scope| {
         for thread in 0..4 {
             scope.spawn(move || {
@@ -172,11 +174,8 @@ pub fn a_hundred_sandboxes_leave_nothing(node: &Node) {
     });
     assert_eq!(count(), before);
     // One slot for each sandbox that lived at a time, and a few that still remember connections.
-    let slots: BTreeSet<_> = groups(&node.config.cgroup)
-        .into_iter()
-        .filter_map(|path| path.file_name()?.to_str()?.parse::<u32>().ok())
-        .collect();
-    assert!(slots.len() <= 16, "{slots:?}");
+    let added: Vec<_> = slots(node).difference(&slots_before).copied().collect();
+    assert!(added.len() <= 16, "{added:?}");
     // A request that cannot be fulfilled leaves nothing either.
     let impossible = Limits {
         memory: 0,

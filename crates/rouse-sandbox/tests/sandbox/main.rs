@@ -82,6 +82,7 @@ const TESTS: &[Test] = &[
         "namespaces serve one sandbox after the other",
         slots::namespaces_are_used_again,
     ),
+    ("empty slots go when a burst is over", slots::empty_slots_go),
     (
         "the network is reached only where it is asked for",
         network::only_outbound_sandboxes_reach_the_network,

@@ -103,6 +103,10 @@ const IGNORED: &[(&str, &str)] = &[
     ("/proc/self/auxv", "random addresses"),
     ("/proc/self/maps", "random addresses"),
     ("/proc/self/numa_maps", "random addresses"),
+    (
+        "/proc/self/pagemap",
+        "pages that the program happens to have touched",
+    ),
     ("/proc/self/smaps", "random addresses"),
     ("/proc/self/smaps_rollup", "random addresses"),
     ("/proc/self/syscall", "random addresses"),

@@ -5,20 +5,20 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::error::{ManifestError, WireError};
 use super::layout::{
-    ARCHITECTURE, CRITICAL, FORMAT_VERSION, Header, MAGIC, SANDBOX_PROCESS, SECTION_ALIGN, Section,
-    SectionEntry,
+    ARCHITECTURE, CRITICAL, FORMAT_VERSION, Header, MAGIC, SECTION_ALIGN, Section, SectionEntry,
 };
+use super::subject::SnapshotKind;
 use super::wire::{Input, Wire};
-use crate::model::HostFingerprint;
+use crate::model::{HostFingerprint, MachineHost};
 
 /// What the header says of the host, 32 bytes each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HostDigests {
-    /// BLAKE3 of [`HostFingerprint::kernel`].
+    /// BLAKE3 of [`HostFingerprint::kernel`] or [`MachineHost::kernel`].
     pub kernel: [u8; 32],
-    /// [`HostFingerprint::vdso`].
+    /// [`HostFingerprint::vdso`]; of a machine, BLAKE3 of [`MachineHost::kvm`].
     pub vdso: [u8; 32],
-    /// [`HostFingerprint::cpu`].
+    /// [`HostFingerprint::cpu`] or [`MachineHost::cpu`].
     pub cpu: [u8; 32],
 }
 
@@ -32,17 +32,37 @@ impl HostDigests {
             cpu: host.cpu,
         }
     }
+
+    /// Of what belongs to no host.
+    pub fn none() -> Self {
+        Self {
+            kernel: [0; 32],
+            vdso: [0; 32],
+            cpu: [0; 32],
+        }
+    }
+
+    /// The digests of a host of machines.
+    pub fn of_machine(host: &MachineHost) -> Self {
+        Self {
+            kernel: *blake3::hash(host.kernel.as_bytes()).as_bytes(),
+            vdso: *blake3::hash(host.kvm.as_bytes()).as_bytes(),
+            cpu: host.cpu,
+        }
+    }
 }
 
 /// Collects sections and lays them out.
 pub(super) struct Builder {
+    kind: SnapshotKind,
     host: HostDigests,
     sections: Vec<(Section, Vec<u8>)>,
 }
 
 impl Builder {
-    pub fn new(host: HostDigests) -> Self {
+    pub fn new(kind: SnapshotKind, host: HostDigests) -> Self {
         Self {
+            kind,
             host,
             sections: Vec::new(),
         }
@@ -75,7 +95,7 @@ impl Builder {
             magic: MAGIC,
             format_version: U32::new(FORMAT_VERSION),
             architecture: U32::new(ARCHITECTURE),
-            sandbox_kind: U32::new(SANDBOX_PROCESS),
+            sandbox_kind: U32::new(self.kind as u32),
             section_count: U32::new(self.sections.len() as u32),
             total_len: U64::new(end),
             kernel: self.host.kernel,
@@ -100,6 +120,7 @@ impl Builder {
 /// A manifest whose layout and checksums are all right.
 pub(super) struct Container<'a> {
     bytes: &'a [u8],
+    kind: SnapshotKind,
     header: &'a Header,
     table: &'a [SectionEntry],
 }
@@ -131,11 +152,8 @@ impl<'a> Container<'a> {
                 found: header.architecture.get(),
             });
         }
-        if header.sandbox_kind != SANDBOX_PROCESS {
-            return Err(ManifestError::SandboxKind {
-                found: header.sandbox_kind.get(),
-            });
-        }
+        let found = header.sandbox_kind.get();
+        let kind = SnapshotKind::from_number(found).ok_or(ManifestError::SandboxKind { found })?;
         let found = bytes.len() as u64;
         if header.total_len != found {
             return Err(ManifestError::Length {
@@ -151,11 +169,16 @@ impl<'a> Container<'a> {
         }
         let container = Self {
             bytes,
+            kind,
             header,
             table,
         };
         container.check_sections()?;
         Ok(container)
+    }
+
+    pub fn kind(&self) -> SnapshotKind {
+        self.kind
     }
 
     pub fn host_digests(&self) -> HostDigests {

@@ -33,11 +33,19 @@ pub enum ManifestError {
         /// ELF machine number in the header.
         found: u32,
     },
-    /// Not a process sandbox.
-    #[error("the manifest is of sandbox kind {found}, not of a process")]
+    /// Of a kind of sandbox that this version does not know.
+    #[error("the manifest is of sandbox kind {found}, which is unknown")]
     SandboxKind {
         /// Kind in the header.
         found: u32,
+    },
+    /// Of another kind of sandbox than the one asked for: the one cannot be restored as the other.
+    #[error("the manifest is of {found}, not of {expected}")]
+    OtherKind {
+        /// Kind in the header.
+        found: super::SnapshotKind,
+        /// Kind that was asked for.
+        expected: super::SnapshotKind,
     },
     /// Cut off, or with something behind it.
     #[error("the manifest is {found} bytes long, its header says {expected}")]

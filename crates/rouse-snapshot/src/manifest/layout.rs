@@ -11,8 +11,6 @@ pub const FORMAT_VERSION: u32 = 3;
 pub(super) const MAGIC: [u8; 8] = *b"ROUSESNP";
 /// `EM_X86_64` of ELF.
 pub(super) const ARCHITECTURE: u32 = 62;
-/// A process sandbox; microVM snapshots will have another number.
-pub(super) const SANDBOX_PROCESS: u32 = 1;
 /// Sections start on multiples of this.
 pub(super) const SECTION_ALIGN: u64 = 64;
 /// A reader that does not know a section with this flag must refuse the manifest.
@@ -100,6 +98,15 @@ pub(super) enum Section {
     Pool = 9,
     /// Only in the manifest of a snapshot that has parents.
     Parents = 10,
+    // Of machines; these have 9 and 10 too.
+    MachineHost = 11,
+    Hardware = 12,
+    Memory = 13,
+    Vcpus = 14,
+    Chips = 15,
+    Devices = 16,
+    /// Of memory images; these have 9 and 13 too.
+    Image = 17,
 }
 
 impl Section {
@@ -118,11 +125,18 @@ impl Section {
             Self::Tmp => "tmp",
             Self::Pool => "pool",
             Self::Parents => "parents",
+            Self::MachineHost => "machine host",
+            Self::Hardware => "hardware",
+            Self::Memory => "memory",
+            Self::Vcpus => "processors",
+            Self::Chips => "chips",
+            Self::Devices => "devices",
+            Self::Image => "image",
         }
     }
 
     pub fn from_kind(kind: u32) -> Option<Self> {
-        const ALL: [Section; 10] = [
+        const ALL: [Section; 17] = [
             Section::Host,
             Section::Process,
             Section::Threads,
@@ -133,6 +147,13 @@ impl Section {
             Section::Tmp,
             Section::Pool,
             Section::Parents,
+            Section::MachineHost,
+            Section::Hardware,
+            Section::Memory,
+            Section::Vcpus,
+            Section::Chips,
+            Section::Devices,
+            Section::Image,
         ];
         ALL.into_iter().find(|section| *section as u32 == kind)
     }

@@ -1,4 +1,4 @@
-//! A [`ProcessSnapshot`] as bytes and back.
+//! A [`ProcessSnapshot`] or a [`MachineSnapshot`](crate::model::MachineSnapshot) as bytes and back.
 //!
 //! ```text
 //!  0          192              192 + 64 n
@@ -15,30 +15,41 @@
 
 mod container;
 mod error;
+mod forms;
 mod layout;
+mod machine_records;
 mod records;
 mod signature;
+mod subject;
 mod wire;
 
 pub use container::HostDigests;
 pub use error::{ManifestError, WireError};
 pub use layout::FORMAT_VERSION;
 pub use signature::{ManifestKey, sign, verify};
+pub use subject::{AnySnapshot, SnapshotKind, Subject};
 
 use crate::model::ProcessSnapshot;
 use crate::page_map::Domain;
-use crate::validate::validate;
-use container::{Builder, Container};
-use layout::Section;
-use records::PoolSection;
+use container::Container;
 
-/// What a manifest says: a process, and which page map says where its pages are.
+/// What a manifest says: a process or a machine, and which page map says where its pages are.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Manifest {
-    /// The process.
-    pub snapshot: ProcessSnapshot,
+pub struct Manifest<S = ProcessSnapshot> {
+    /// The process or machine.
+    pub snapshot: S,
     /// Where its pages are; `None` in a manifest that was never stored.
     pub binding: Option<Binding>,
+}
+
+impl<S> Manifest<S> {
+    /// The same about something else.
+    fn map<T>(self, change: impl FnOnce(S) -> T) -> Manifest<T> {
+        Manifest {
+            snapshot: change(self.snapshot),
+            binding: self.binding,
+        }
+    }
 }
 
 /// What ties a manifest to a page map, and both to a sharing domain.
@@ -55,57 +66,30 @@ pub struct Binding {
     pub domain: Domain,
 }
 
-/// The bytes of a manifest that is not bound to a page map.
-///
-/// The same snapshot always gives the same bytes. The caller has made sure with
-/// [`validate`](crate::validate()) that the snapshot makes sense: [`decode`] refuses it otherwise.
-pub fn encode(snapshot: &ProcessSnapshot) -> Vec<u8> {
-    encode_parts(snapshot, None)
+/// The bytes of a manifest that is not bound to a page map; see [`Subject::encode`].
+pub fn encode<S: Subject>(snapshot: &S) -> Vec<u8> {
+    snapshot.encode(None)
 }
 
 /// Like [`encode`], bound to a page map.
-pub fn encode_with_map(snapshot: &ProcessSnapshot, binding: &Binding) -> Vec<u8> {
-    encode_parts(snapshot, Some(binding.clone()))
+pub fn encode_with_map<S: Subject>(snapshot: &S, binding: &Binding) -> Vec<u8> {
+    snapshot.encode(Some(binding))
 }
 
 /// Reads a manifest and says only what process it describes.
 ///
 /// # Errors
-/// As [`decode_with_map`].
+/// As [`Subject::decode`].
 pub fn decode(bytes: &[u8]) -> Result<ProcessSnapshot, ManifestError> {
     decode_with_map(bytes).map(|manifest| manifest.snapshot)
 }
 
-/// Reads a whole manifest.
+/// Reads a whole manifest of a process.
 ///
 /// # Errors
-/// Anything that is damaged, unknown or inconsistent; the error names the section and the reason.
+/// As [`Subject::decode`].
 pub fn decode_with_map(bytes: &[u8]) -> Result<Manifest, ManifestError> {
-    let container = Container::open(bytes)?;
-    let pool: PoolSection = container.read(Section::Pool)?;
-    let snapshot = ProcessSnapshot {
-        host: container.read(Section::Host)?,
-        process: container.read(Section::Process)?,
-        threads: container.read(Section::Threads)?,
-        mappings: container.read(Section::Mappings)?,
-        files: container.read(Section::Files)?,
-        descriptions: container.read(Section::Descriptions)?,
-        descriptors: container.read(Section::Descriptors)?,
-        tmp: container.read(Section::Tmp)?,
-        pool_pages: pool.pages,
-        parents: match container.read_optional(Section::Parents)? {
-            Some(parents) if Vec::is_empty(&parents) => return Err(ManifestError::NoParents),
-            parents => parents.unwrap_or_default(),
-        },
-    };
-    if HostDigests::of(&snapshot.host) != container.host_digests() {
-        return Err(ManifestError::HostDigest);
-    }
-    validate(&snapshot)?;
-    Ok(Manifest {
-        snapshot,
-        binding: pool.binding,
-    })
+    ProcessSnapshot::decode(bytes)
 }
 
 /// Reads only the digests of the host from a manifest, to refuse one of another host early.
@@ -114,27 +98,4 @@ pub fn decode_with_map(bytes: &[u8]) -> Result<Manifest, ManifestError> {
 /// What can be found wrong without looking into the sections' contents.
 pub fn host_digests(bytes: &[u8]) -> Result<HostDigests, ManifestError> {
     Container::open(bytes).map(|container| container.host_digests())
-}
-
-fn encode_parts(snapshot: &ProcessSnapshot, binding: Option<Binding>) -> Vec<u8> {
-    let mut builder = Builder::new(HostDigests::of(&snapshot.host));
-    builder.section(Section::Host, &snapshot.host);
-    builder.section(Section::Process, &snapshot.process);
-    builder.section(Section::Threads, &snapshot.threads);
-    builder.section(Section::Mappings, &snapshot.mappings);
-    builder.section(Section::Files, &snapshot.files);
-    builder.section(Section::Descriptions, &snapshot.descriptions);
-    builder.section(Section::Descriptors, &snapshot.descriptors);
-    builder.section(Section::Tmp, &snapshot.tmp);
-    builder.section(
-        Section::Pool,
-        &PoolSection {
-            pages: snapshot.pool_pages,
-            binding,
-        },
-    );
-    if !snapshot.parents.is_empty() {
-        builder.section(Section::Parents, &snapshot.parents);
-    }
-    builder.finish()
 }

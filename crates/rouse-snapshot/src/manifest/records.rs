@@ -1,76 +1,14 @@
-//! The types of the model as they lie in sections, field by field.
+//! The types of a process's model as they lie in sections, field by field.
 //!
 //! Order and types below *are* the format: the golden file notices any change, and a field that
 //! is added to the model does not compile until it is added here.
 
 use super::Binding;
 use super::error::WireError;
+use super::forms::{choice, index, record};
 use super::wire::{Input, Wire};
 use crate::model::*;
 use crate::page_map::Domain;
-
-/// Structs: their fields in this order.
-macro_rules! record {
-    ($name:ident { $($field:ident: $ty:ty),* $(,)? }) => {
-        impl Wire for $name {
-            const NAME: &'static str = stringify!($name);
-            const MIN_LEN: usize = 0 $(+ <$ty as Wire>::MIN_LEN)*;
-
-            fn put(&self, out: &mut Vec<u8>) {
-                let Self { $($field),* } = self;
-                $(<$ty as Wire>::put($field, out);)*
-            }
-
-            fn take(input: &mut Input<'_>) -> Result<Self, WireError> {
-                Ok(Self { $($field: <$ty as Wire>::take(input)?),* })
-            }
-        }
-    };
-}
-
-/// Enums: one byte says which variant, then its fields in this order.
-macro_rules! choice {
-    ($name:ident { $($tag:literal => $variant:ident $({ $($field:ident: $ty:ty),* $(,)? })?),* $(,)? }) => {
-        impl Wire for $name {
-            const NAME: &'static str = stringify!($name);
-            const MIN_LEN: usize = 1;
-
-            fn put(&self, out: &mut Vec<u8>) {
-                match self {
-                    $(Self::$variant $({ $($field),* })? => {
-                        out.push($tag);
-                        $($(<$ty as Wire>::put($field, out);)*)?
-                    })*
-                }
-            }
-
-            fn take(input: &mut Input<'_>) -> Result<Self, WireError> {
-                match u8::take(input)? {
-                    $($tag => Ok(Self::$variant $({ $($field: <$ty as Wire>::take(input)?),* })?),)*
-                    tag => Err(WireError::Tag { tag, of: Self::NAME }),
-                }
-            }
-        }
-    };
-}
-
-/// Indices: a bare number.
-macro_rules! index {
-    ($($name:ident),*) => {$(
-        impl Wire for $name {
-            const NAME: &'static str = stringify!($name);
-            const MIN_LEN: usize = u32::MIN_LEN;
-
-            fn put(&self, out: &mut Vec<u8>) {
-                self.0.put(out);
-            }
-
-            fn take(input: &mut Input<'_>) -> Result<Self, WireError> {
-                u32::take(input).map(Self)
-            }
-        }
-    )*};
-}
 
 type Bytes = Vec<u8>;
 

@@ -1,15 +1,20 @@
-//! What a snapshot knows about a process, as plain valid types.
+//! What a snapshot knows about a process or a virtual machine, as plain valid types.
 //!
 //! `rouse-process::checkpoint` fills these from a stopped process, `rouse-process::plan` turns
-//! them into the operation list of the restorer. Nothing here talks to the kernel.
+//! them into the operation list of the restorer. A [`MachineSnapshot`] is filled and used by
+//! `rouse-vmm`. Nothing here talks to the kernel.
 
+mod machine;
 mod memory;
+mod memory_image;
 mod open_files;
 mod process;
 mod thread;
 mod tmp;
 
+pub use machine::*;
 pub use memory::*;
+pub use memory_image::*;
 pub use open_files::*;
 pub use process::*;
 pub use thread::*;

@@ -46,7 +46,9 @@ fn check_mapping(snapshot: &ProcessSnapshot, mapping: &Mapping, free_from: u64) 
     check_backing(snapshot, &mapping.backing, end - start)?;
     // Only what is private is mapped from a pool; the rest is filled from the snapshot's own.
     let pools = match mapping.backing {
-        Backing::Anonymous | Backing::PrivateFile { .. } => pools(snapshot),
+        Backing::Anonymous | Backing::PrivateFile { .. } => {
+            pools(snapshot.pool_pages, &snapshot.parents)
+        }
         _ => vec![snapshot.pool_pages],
     };
     check_runs(&mapping.saved, start, end, &pools)?;

@@ -4,12 +4,15 @@
 //! subtract and allocate without asking again. It says nothing about the host: whether files are
 //! unchanged and the fingerprint is right is for the restore to find out.
 
+mod machine;
 mod memory;
 mod open_files;
 mod process;
 mod tmp;
 
-use crate::model::{FileId, PAGE_SIZE, POOL_PAGE_BITS, PageRun, ProcessSnapshot};
+use crate::model::{FileId, PAGE_SIZE, POOL_PAGE_BITS, PageRun, ParentPool, ProcessSnapshot};
+
+pub use machine::{validate_devices, validate_image, validate_machine};
 
 /// One past the last address that a process can map (`TASK_SIZE` with four-level page tables,
 /// which the kernel uses for every mapping that does not ask for more).
@@ -82,6 +85,28 @@ pub enum Invalid {
         /// What is wrong.
         why: &'static str,
     },
+    /// A virtual machine as a whole.
+    #[error("machine: {why}")]
+    Machine {
+        /// What is wrong.
+        why: &'static str,
+    },
+    /// A processor of a virtual machine.
+    #[error("processor {index}: {why}")]
+    Vcpu {
+        /// Its number.
+        index: usize,
+        /// What is wrong.
+        why: &'static str,
+    },
+    /// A device of a virtual machine.
+    #[error("device {name:?}: {why}")]
+    Device {
+        /// Its name.
+        name: String,
+        /// What is wrong.
+        why: &'static str,
+    },
     /// Something in `/tmp`.
     #[error("{path:?}: {why}")]
     Tmp {
@@ -100,7 +125,7 @@ type Check = Result<(), &'static str>;
 /// # Errors
 /// The first thing that makes no sense.
 pub fn validate(snapshot: &ProcessSnapshot) -> Result<(), Invalid> {
-    check_pools(snapshot).map_err(|why| Invalid::Pools { why })?;
+    check_pools(snapshot.pool_pages, &snapshot.parents).map_err(|why| Invalid::Pools { why })?;
     process::check_host(&snapshot.host).map_err(|why| Invalid::Host { why })?;
     process::check_threads(snapshot)?;
     process::check_process(snapshot).map_err(|why| Invalid::Process { why })?;
@@ -113,21 +138,18 @@ pub fn validate(snapshot: &ProcessSnapshot) -> Result<(), Invalid> {
 }
 
 /// Parents are few: each is a descriptor and a mapping more for every instance.
-const MAX_PARENTS: usize = 8;
+pub const MAX_PARENTS: usize = 8;
 
-fn check_pools(snapshot: &ProcessSnapshot) -> Check {
+fn check_pools(own: u64, parents: &[ParentPool]) -> Check {
+    ensure(parents.len() <= MAX_PARENTS, "there are too many parents")?;
     ensure(
-        snapshot.parents.len() <= MAX_PARENTS,
-        "there are too many parents",
-    )?;
-    ensure(
-        pools(snapshot)
+        pools(own, parents)
             .iter()
             .all(|pages| *pages <= 1 << POOL_PAGE_BITS),
         "a pool is longer than page numbers count",
     )?;
     ensure(
-        all_unique(snapshot.parents.iter().map(|parent| parent.pool)),
+        all_unique(parents.iter().map(|parent| parent.pool)),
         "a parent is there twice",
     )
 }
@@ -155,11 +177,9 @@ fn check_path(path: &[u8]) -> Check {
 }
 
 /// Lengths of the pools that private memory may lie in, in pages.
-fn pools(snapshot: &ProcessSnapshot) -> Vec<u64> {
-    let parents = snapshot.parents.iter().map(|parent| parent.pages);
-    std::iter::once(snapshot.pool_pages)
-        .chain(parents)
-        .collect()
+fn pools(own: u64, parents: &[ParentPool]) -> Vec<u64> {
+    let parents = parents.iter().map(|parent| parent.pages);
+    std::iter::once(own).chain(parents).collect()
 }
 
 /// Runs are sorted, disjoint, whole pages inside `start..end` and inside their pools, whose lengths

@@ -17,6 +17,7 @@ use acpi_tables::xsdt::XSDT;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::devices::{power, serial};
+use crate::identity;
 use crate::layout;
 use crate::vcpu::VcpuCount;
 
@@ -41,8 +42,8 @@ pub enum AcpiError {
 }
 
 /// Writes all tables; the root pointer comes first.
-pub fn write(memory: &GuestMemoryMmap, vcpus: VcpuCount) -> Result<(), AcpiError> {
-    let bytes = tables(layout::ACPI, vcpus);
+pub fn write(memory: &GuestMemoryMmap, vcpus: VcpuCount, virtio: usize) -> Result<(), AcpiError> {
+    let bytes = tables(layout::ACPI, vcpus, virtio);
     if bytes.len() as u64 > layout::ACPI_END - layout::ACPI {
         return Err(AcpiError::NoRoom { size: bytes.len() });
     }
@@ -51,7 +52,7 @@ pub fn write(memory: &GuestMemoryMmap, vcpus: VcpuCount) -> Result<(), AcpiError
 }
 
 /// The tables as they lie at guest address `base`.
-fn tables(base: u64, vcpus: VcpuCount) -> Vec<u8> {
+fn tables(base: u64, vcpus: VcpuCount, virtio: usize) -> Vec<u8> {
     let mut placed = vec![0; Rsdp::len()];
     let mut place = |table: Vec<u8>| {
         let offset = placed.len().next_multiple_of(16);
@@ -59,7 +60,7 @@ fn tables(base: u64, vcpus: VcpuCount) -> Vec<u8> {
         placed.extend(table);
         base + offset as u64
     };
-    let dsdt = place(dsdt());
+    let dsdt = place(dsdt(virtio));
     let fadt = place(bytes(&fadt(dsdt)));
     let madt = place(bytes(&madt(vcpus)));
     let mut xsdt = XSDT::new(OEM, TABLE, REVISION);
@@ -113,7 +114,7 @@ fn madt(vcpus: VcpuCount) -> MADT {
     table
 }
 
-fn dsdt() -> Vec<u8> {
+fn dsdt(virtio: usize) -> Vec<u8> {
     let mut table = Sdt::new(*b"DSDT", 36, 2, OEM, TABLE, REVISION);
     let off: u8 = power::SLEEP_TYPE_OFF;
     let sleep = aml::Name::new("_S5_".into(), &aml::Package::new(vec![&off]));
@@ -128,7 +129,32 @@ fn dsdt() -> Vec<u8> {
     );
     let console = aml::Device::new("_SB_.COM1".into(), vec![&id, &number, &resources]);
     table.append_slice(&bytes(&console));
+    table.append_slice(&identity::describe());
+    for number in 0..virtio {
+        table.append_slice(&virtio_device(number));
+    }
     table.as_slice().to_vec()
+}
+
+fn virtio_device(number: usize) -> Vec<u8> {
+    let id = aml::Name::new("_HID".into(), &"LNRO0005");
+    let unique = aml::Name::new("_UID".into(), &number);
+    // Its accesses to memory are coherent with the processors'.
+    let coherent = aml::Name::new("_CCA".into(), &aml::ONE);
+    let address = u32::try_from(layout::virtio(number)).expect("below 4 GiB");
+    let size = u32::try_from(layout::VIRTIO_SIZE).expect("a page");
+    let registers = aml::Memory32Fixed::new(true, address, size);
+    // By edge: an eventfd raises it, and nothing lowers it.
+    let interrupt = aml::Interrupt::new(true, true, false, false, layout::virtio_gsi(number));
+    let resources = aml::Name::new(
+        "_CRS".into(),
+        &aml::ResourceTemplate::new(vec![&registers, &interrupt]),
+    );
+    let name = format!("_SB_.VR{number:02}");
+    bytes(&aml::Device::new(
+        name.as_str().into(),
+        vec![&id, &unique, &coherent, &resources],
+    ))
 }
 
 #[cfg(test)]
@@ -148,7 +174,7 @@ mod tests {
         let base = 0xe_0000;
         for count in [1, 2, 32] {
             let vcpus = VcpuCount::new(count).expect("a possible number");
-            let all = tables(base, vcpus);
+            let all = tables(base, vcpus, layout::VIRTIO_SLOTS);
             assert!(all.len() as u64 <= layout::ACPI_END - layout::ACPI);
             let table = |address: u64| {
                 let begin = usize::try_from(address - base).expect("inside");

@@ -1,8 +1,6 @@
 //! Loads kernel, initramfs, command line, `boot_params` and ACPI tables into a guest's memory.
 
-use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
-use std::path::PathBuf;
 
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
 use linux_loader::loader::{BzImage, Elf, KernelLoader, KernelLoaderResult};
@@ -11,6 +9,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use super::Entry;
 use super::acpi::{self, AcpiError};
 use crate::MemorySize;
+use crate::given::GivenFile;
 use crate::kernel::{Kernel, KernelFormat};
 use crate::layout;
 use crate::vcpu::VcpuCount;
@@ -27,18 +26,18 @@ const PAGE: u64 = 4096;
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// A file cannot be read.
-    #[error("cannot read {}", path.display())]
+    #[error("cannot read {file}")]
     File {
         /// The file.
-        path: PathBuf,
+        file: GivenFile,
         /// Why.
         source: io::Error,
     },
     /// The kernel cannot be loaded.
-    #[error("cannot load the kernel {}", path.display())]
+    #[error("cannot load the kernel {file}")]
     Kernel {
         /// Its file.
-        path: PathBuf,
+        file: GivenFile,
         /// Why.
         source: linux_loader::loader::Error,
     },
@@ -62,7 +61,7 @@ pub enum LoadError {
     Memory(#[from] vm_memory::GuestMemoryError),
 }
 
-/// Fills the memory, and returns where the kernel is entered.
+/// Fills the memory, and returns where the kernel is entered. It finds so many `virtio` devices.
 ///
 /// # Errors
 /// If something cannot be read or does not fit.
@@ -72,6 +71,7 @@ pub fn load(
     kernel: &Kernel,
     command_line: &str,
     vcpus: VcpuCount,
+    virtio: usize,
 ) -> Result<Entry, LoadError> {
     let loaded = load_kernel(memory, kernel)?;
     let initramfs = load_initramfs(memory, size, kernel, loaded.kernel_end)?;
@@ -83,7 +83,7 @@ pub fn load(
     memory.write_slice(command_line.as_bytes(), address)?;
     let end = GuestAddress(layout::COMMAND_LINE + command_line.len() as u64);
     memory.write_obj(0_u8, end)?;
-    acpi::write(memory, vcpus)?;
+    acpi::write(memory, vcpus, virtio)?;
     let zero_page = zero_page(size, &loaded, initramfs);
     memory.write_obj(zero_page, GuestAddress(layout::ZERO_PAGE))?;
     let begin = loaded.kernel_load.0;
@@ -94,9 +94,9 @@ pub fn load(
 }
 
 fn load_kernel(memory: &GuestMemoryMmap, kernel: &Kernel) -> Result<KernelLoaderResult, LoadError> {
-    let path = || kernel.image.clone();
-    let mut file = File::open(&kernel.image).map_err(|source| LoadError::File {
-        path: path(),
+    let name = || kernel.image.clone();
+    let mut file = kernel.image.open().map_err(|source| LoadError::File {
+        file: name(),
         source,
     })?;
     let high = Some(GuestAddress(layout::HIGH_MEMORY));
@@ -105,7 +105,7 @@ fn load_kernel(memory: &GuestMemoryMmap, kernel: &Kernel) -> Result<KernelLoader
         KernelFormat::BzImage => BzImage::load(memory, None, &mut file, high),
     }
     .map_err(|source| LoadError::Kernel {
-        path: path(),
+        file: name(),
         source,
     })
 }
@@ -125,10 +125,10 @@ fn load_initramfs(
     kernel_end: u64,
 ) -> Result<Initramfs, LoadError> {
     let failed = |source| LoadError::File {
-        path: kernel.initramfs.clone(),
+        file: kernel.initramfs.clone(),
         source,
     };
-    let mut file = File::open(&kernel.initramfs).map_err(failed)?;
+    let mut file = kernel.initramfs.open().map_err(failed)?;
     let length = file.seek(SeekFrom::End(0)).map_err(failed)?;
     file.rewind().map_err(failed)?;
     let no_room = || LoadError::NoRoom {

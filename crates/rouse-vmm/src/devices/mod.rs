@@ -6,12 +6,16 @@
 
 pub mod power;
 pub mod serial;
+mod state;
+pub mod virtio;
 
 use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use power::Power;
 use serial::Console;
+pub use state::{SavedDevice, State, StateError};
+use virtio::{Bus, Violations, Worker, WorkerError};
 
 /// What an access asks of the machine as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,12 +30,17 @@ pub enum Request {
 #[derive(Clone)]
 pub struct Devices {
     console: Arc<Mutex<Console>>,
+    bus: Arc<Bus>,
 }
 
 impl Devices {
-    pub fn new(console: Console) -> Self {
-        let console = Arc::new(Mutex::new(console));
-        Self { console }
+    /// A console, and what is on the bus.
+    #[must_use]
+    pub fn new(console: Console, bus: Bus) -> Self {
+        Self {
+            console: Arc::new(Mutex::new(console)),
+            bus: Arc::new(bus),
+        }
     }
 
     /// A guest reads `data` from `port`.
@@ -56,10 +65,51 @@ impl Devices {
         Power::write(port, byte)
     }
 
-    /// A guest reads `data` from an address without memory: none of these devices is there.
-    #[expect(clippy::unused_self, reason = "devices on this bus are to come")]
-    pub fn memory_in(&self, data: &mut [u8]) {
-        data.fill(0xff);
+    /// A guest reads `data` from an address without memory.
+    pub fn memory_in(&self, address: u64, data: &mut [u8]) {
+        self.bus.read(address, data);
+    }
+
+    /// A guest writes `data` to an address without memory.
+    pub fn memory_out(&self, address: u64, data: &[u8]) {
+        self.bus.write(address, data);
+    }
+
+    /// What the guest did wrong with each virtio device.
+    #[must_use]
+    pub fn violations(&self) -> Vec<Violations> {
+        self.bus.violations()
+    }
+
+    /// What all devices remember, for a snapshot. The guest's processors must not run meanwhile.
+    #[must_use]
+    pub fn save(&self) -> Vec<SavedDevice> {
+        let mut saved = self.bus.save();
+        saved.push(SavedDevice::of(&*self.console()));
+        saved
+    }
+
+    /// Puts all devices into the states of `saved`, before the guest runs.
+    ///
+    /// # Errors
+    /// If a device is missing in `saved`, or its state cannot be.
+    pub fn restore(&self, saved: &[SavedDevice]) -> Result<(), StateError> {
+        SavedDevice::put_back(saved, &mut *self.console())?;
+        self.bus.restore(saved)
+    }
+
+    /// How many virtio devices there are.
+    #[must_use]
+    pub fn virtio(&self) -> usize {
+        self.bus.len()
+    }
+
+    /// Serves the virtio devices, until what is returned is dropped.
+    ///
+    /// # Errors
+    /// If no thread can be started for it.
+    pub fn serve(&self) -> Result<Worker, WorkerError> {
+        Worker::start(&self.bus)
     }
 
     /// Writes out what the console still holds.
@@ -82,7 +132,8 @@ mod tests {
     use super::*;
 
     fn devices() -> Devices {
-        Devices::new(Console::new(Box::new(std::io::sink())).expect("an eventfd can be made"))
+        let console = Console::new(Box::new(std::io::sink())).expect("an eventfd can be made");
+        Devices::new(console, Bus::default())
     }
 
     proptest! {
@@ -97,7 +148,10 @@ mod tests {
                 let mut data = vec![value; size];
                 if write {
                     let request = devices.port_out(port, &data);
-                    let known = matches!(port, power::SLEEP_CONTROL | power::RESET);
+                    let known = matches!(
+                        port,
+                        power::SLEEP_CONTROL | power::RESET | power::KEYBOARD
+                    );
                     prop_assert!(request.is_none() || (known && size == 1));
                 } else {
                     devices.port_in(port, &mut data);

@@ -13,7 +13,7 @@ const BEGINNING: usize = 0x264;
 const MOST_UNPACKED: usize = 256 << 20;
 
 /// How a kernel is loaded and entered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum KernelFormat {
     /// An ELF file whose entry is Linux's 64-bit entry.
     Vmlinux,

@@ -5,7 +5,7 @@
 //! | file | what |
 //! |---|---|
 //! | `kernel` | an uncompressed `vmlinux`, or a `bzImage` whose compression rouse does not know |
-//! | `initramfs` | `rouse-guest` as `/init`, and where it mounts |
+//! | `initramfs` | `rouse-guest` as `/init`, where it mounts, and the modules that it loads |
 
 mod image;
 pub mod import;
@@ -14,6 +14,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::given::GivenFile;
 pub use image::{ImageError, KernelFormat};
 
 const KERNEL: &str = "kernel";
@@ -23,11 +24,11 @@ const INITRAMFS: &str = "initramfs";
 #[derive(Debug)]
 pub struct Kernel {
     /// The kernel.
-    pub image: PathBuf,
+    pub image: GivenFile,
     /// How it is to be loaded.
     pub format: KernelFormat,
     /// What it starts from.
-    pub initramfs: PathBuf,
+    pub initramfs: GivenFile,
 }
 
 /// A directory is no prepared kernel.
@@ -52,6 +53,16 @@ pub enum OpenError {
 }
 
 impl Kernel {
+    /// BLAKE3 of the image, by which a snapshot names its kernel.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn digest(&self) -> io::Result<[u8; 32]> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(self.image.open()?)?;
+        Ok(*hasher.finalize().as_bytes())
+    }
+
     /// The prepared kernel in `directory`.
     ///
     /// # Errors
@@ -71,9 +82,9 @@ impl Kernel {
         })?;
         File::open(&initramfs).map_err(unreadable(&initramfs))?;
         Ok(Self {
-            image,
+            image: image.into(),
             format,
-            initramfs,
+            initramfs: initramfs.into(),
         })
     }
 }

@@ -3,6 +3,7 @@
 mod features;
 mod kick;
 mod run;
+pub mod state;
 
 pub use features::{FeaturesError, configure};
 pub use kick::{SignalMaskError, kick_signal, prepare_thread};

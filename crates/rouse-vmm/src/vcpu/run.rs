@@ -35,12 +35,11 @@ pub enum VcpuFailure {
 }
 
 /// Runs `vcpu` until the guest ends the machine, or `stop` is set and this thread is kicked.
+///
+/// Whether to stop is looked at only when KVM was interrupted. What a guest has asked of a device is complete, and its
+/// registers are consistent, only after KVM was entered again; KVM first completes it and then sees the kick.
 pub fn run(vcpu: &mut VcpuFd, devices: &Devices, stop: &AtomicBool) -> Result<Stop, VcpuFailure> {
     loop {
-        // Set before the kick, which the next entry sees at the latest.
-        if stop.load(Ordering::Acquire) {
-            return Ok(Stop::Asked);
-        }
         match vcpu.run() {
             Ok(VcpuExit::IoIn(port, data)) => devices.port_in(port, data),
             Ok(VcpuExit::IoOut(port, data)) => {
@@ -48,14 +47,21 @@ pub fn run(vcpu: &mut VcpuFd, devices: &Devices, stop: &AtomicBool) -> Result<St
                     return Ok(Stop::Guest(request));
                 }
             }
-            Ok(VcpuExit::MmioRead(_, data)) => devices.memory_in(data),
-            Ok(VcpuExit::MmioWrite(..) | VcpuExit::Intr) => {}
+            Ok(VcpuExit::MmioRead(address, data)) => devices.memory_in(address, data),
+            Ok(VcpuExit::MmioWrite(address, data)) => devices.memory_out(address, data),
+            Ok(VcpuExit::Intr) if stop.load(Ordering::Acquire) => return Ok(Stop::Asked),
+            Ok(VcpuExit::Intr) => {}
             Ok(VcpuExit::Shutdown) => return Ok(Stop::TripleFault),
             Ok(VcpuExit::FailEntry(reason, _)) => return Err(VcpuFailure::Entry(reason)),
             Ok(VcpuExit::InternalError) => return Err(VcpuFailure::Emulation),
             Ok(other) => return Err(VcpuFailure::Unexpected(format!("{other:?}"))),
             // A kick, or a processor that waits to be started by another one.
-            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {}
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+                // Set before the kick, which the next entry sees at the latest.
+                if stop.load(Ordering::Acquire) {
+                    return Ok(Stop::Asked);
+                }
+            }
             Err(error) => return Err(VcpuFailure::Run(error)),
         }
     }

@@ -116,6 +116,18 @@ pub const TOUCHING: [Function; 2] = [
     },
 ];
 
+/// A function that does harm, as its event says. Its answers are of no interest.
+pub const TROUBLE: Function = Function {
+    name: "trouble",
+    runtime: PYTHON,
+    handler: "app.handler",
+    memory_mib: 512,
+    file: "app.py",
+    source: include_str!("trouble.py"),
+    packages: &[],
+    kind: Kind::Double,
+};
+
 /// Why a function's directory could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum PrepareError {

@@ -1,5 +1,6 @@
 //! `rouse bench boot` measures each boot path against the floor, `rouse bench memory` ([`memory`]) where the memory of
-//! snapshots may be and what it costs, `rouse bench serve` ([`serve`]) what is ready before requests come.
+//! snapshots may be and what it costs, `rouse bench serve` ([`serve`]) what is ready before requests come, `rouse bench microvm`
+//! ([`microvm`]) machines of KVM.
 //!
 //! [`functions`] are deployed on a node of this process ([`crate::local`]); [`run`] sends their requests on all
 //! [`paths`] in turn, through [`caller`] and [`floor`], into [`samples`]; [`report`] shows them beside the [`targets`].
@@ -10,6 +11,7 @@ mod functions;
 mod host;
 mod machine;
 mod memory;
+mod microvm;
 mod paths;
 mod plot;
 mod report;
@@ -60,6 +62,7 @@ enum What {
     Boot(BootArgs),
     Memory(memory::MemoryArgs),
     Serve(serve::ServeBenchArgs),
+    Microvm(microvm::MicrovmArgs),
 }
 
 /// Measures each boot path of three functions, against a fork of a warmed interpreter
@@ -118,6 +121,7 @@ pub fn run(args: BenchArgs) -> Outcome {
         What::Boot(args) => run_boot(args),
         What::Memory(args) => memory::run(args),
         What::Serve(args) => serve::run(args),
+        What::Microvm(args) => microvm::run(args),
     }
 }
 

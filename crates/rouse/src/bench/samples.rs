@@ -87,7 +87,7 @@ impl Samples {
 }
 
 /// The smallest value that at least `percent` of all do not exceed (nearest rank).
-fn percentile(values: &[f64], percent: u32) -> Option<f64> {
+pub fn percentile(values: &[f64], percent: u32) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_unstable_by(f64::total_cmp);
     let rank = (sorted.len() * percent as usize).div_ceil(100).max(1);

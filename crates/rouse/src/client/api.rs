@@ -204,6 +204,7 @@ impl Client {
     ) -> Result<Invocation, ApiError> {
         let mut headers = vec![("content-type", "application/json")];
         headers.extend(options.boot.map(|boot| ("x-rouse-boot", boot)));
+        headers.extend(options.instance.map(|id| ("x-rouse-instance", id)));
         if options.asynchronous {
             headers.push(("x-amz-invocation-type", "Event"));
         }
@@ -289,6 +290,38 @@ impl Client {
             &format!("/rouse/v1/functions/{}/serving", segment(name)),
             Some(&encode(operation, patch)?),
         )
+    }
+
+    /// Instances that can be named, as JSON.
+    pub fn instances(&self) -> Result<Value, ApiError> {
+        self.json("instances", "GET", "/rouse/v1/instances", None)
+    }
+
+    /// Starts instances of a function that are held, as JSON. That takes as long as they take to come up.
+    pub fn start_instances(&self, name: &str, wish: &Value) -> Result<Value, ApiError> {
+        let path = format!("/rouse/v1/functions/{}/instances", segment(name));
+        self.made("start", &path, wish)
+    }
+
+    /// Copies an instance that waits, as JSON. That takes as long as the copies take to come up.
+    pub fn fork_instance(&self, id: &str, wish: &Value) -> Result<Value, ApiError> {
+        let path = format!("/rouse/v1/instances/{}/fork", segment(id));
+        self.made("fork", &path, wish)
+    }
+
+    fn made(&self, operation: &'static str, path: &str, wish: &Value) -> Result<Value, ApiError> {
+        let headers = [("content-type", "application/json")];
+        let body = encode(operation, wish)?;
+        let response = accepted(self.exchange(operation, "POST", path, &headers, &body, None)?)?;
+        serde_json::from_slice(&response.body)
+            .map_err(|source| ApiError::Shape { operation, source })
+    }
+
+    /// Ends an instance.
+    pub fn end_instance(&self, id: &str) -> Result<(), ApiError> {
+        let path = format!("/rouse/v1/instances/{}", segment(id));
+        let timeout = Some(METADATA_TIMEOUT);
+        accepted(self.exchange("end", "DELETE", &path, &[], b"", timeout)?).map(drop)
     }
 
     /// Goes back to a version of a function's snapshot.

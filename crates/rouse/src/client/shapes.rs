@@ -90,6 +90,8 @@ pub struct InvokeOptions<'a> {
     pub asynchronous: bool,
     /// Ask for the last 4 KiB of the log.
     pub tail: bool,
+    /// The instance that is to answer.
+    pub instance: Option<&'a str>,
 }
 
 /// An invocation that the node carried out (or, for `Event`, took on).
@@ -157,6 +159,7 @@ pub struct SnapshotView {
     pub reason: Option<String>,
     /// Why the function is not forked, if so.
     pub fork_problem: Option<String>,
+    pub far_problem: Option<String>,
     /// What it is a delta of.
     pub parent: Option<ParentView>,
     /// Where the function was parked: `restore/next` or `invocation/next`.

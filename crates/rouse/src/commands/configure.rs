@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use rouse_node::{Isolation, KeepAlive, OnDisconnect};
+use rouse_node::{Isolation, KeepAlive, OnDisconnect, SandboxChoice};
 use serde_json::{Map, Value};
 
 use super::NodeArgs;
@@ -52,6 +52,9 @@ macro_rules! serving {
 }
 
 serving! {
+    /// What its instances run in: `process` (namespaces and a filter of system calls), or `microvm` (a virtual machine)
+    #[arg(value_name = "KIND")]
+    sandbox: SandboxChoice,
     /// Whether instances that have answered are used again: `request` (never), `instance` (as in Lambda) or `auto` (only
     /// without a snapshot)
     #[arg(value_name = "WHO")]
@@ -148,6 +151,7 @@ mod tests {
     #[test]
     fn every_member_of_a_policy_has_a_flag() {
         let all = ServingArgs {
+            sandbox: Some(SandboxChoice::Microvm),
             isolation: Some(Isolation::Instance),
             min_instances: Some(1),
             max_instances: Some(1),

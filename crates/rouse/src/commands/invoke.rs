@@ -28,6 +28,9 @@ pub struct InvokeArgs {
     /// Insist on a boot path instead of the node's choice
     #[arg(long, value_name = "PATH", value_parser = ["cold", "restore", "fork", "parked", "rewind", "warm"])]
     boot: Option<String>,
+    /// Let this instance answer and no other: one that `rouse ps` lists
+    #[arg(long, value_name = "INSTANCE", conflicts_with_all = ["asynchronous", "boot"])]
+    instance: Option<String>,
     /// Queue the event and return at once
     #[arg(long = "async")]
     asynchronous: bool,
@@ -113,6 +116,7 @@ pub fn run(args: &InvokeArgs) -> Outcome {
         boot: args.boot.as_deref(),
         asynchronous: args.asynchronous,
         tail: args.tail,
+        instance: args.instance.as_deref(),
     };
     let start = Instant::now();
     let invocation = args.node.client().invoke(&args.name, &payload, options)?;

@@ -8,6 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tracing_subscriber::EnvFilter;
 
+use crate::host;
 use crate::local::{LocalNodeError, Prepared};
 use crate::output::error::Outcome;
 use crate::settings::{LogFormat, ServeConfig, Settings};
@@ -29,6 +30,7 @@ pub struct ServeArgs {
 pub fn run(args: ServeArgs) -> Outcome {
     let config = ServeConfig::resolve(args.settings, args.config.as_deref())?;
     start_log(config.log_format, &config.log_level)?;
+    tracing::info!("microVMs: {}", host::microvms());
     let prepared = Prepared::new(config)?;
     let spawner = prepared.spawner_end();
     let runtime = tokio::runtime::Builder::new_multi_thread()

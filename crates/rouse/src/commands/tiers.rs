@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use console::style;
 use serde::Deserialize;
@@ -23,8 +24,13 @@ pub struct TiersArgs {
 #[derive(Debug, Deserialize)]
 struct TiersView {
     inputs: InputsView,
+    /// Older nodes do not say.
+    measured: Option<MeasuredView>,
+    choices: ChoicesView,
+    far_problem: Option<String>,
     tiers: BTreeMap<String, TierView>,
     functions: Vec<PlaceView>,
+    templates: Vec<PlaceView>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -33,12 +39,32 @@ struct InputsView {
     map_fault_ns: f64,
     copy_ahead_ns: f64,
     copy_fault_ns: f64,
+    recopy_ns: f64,
+    lone_map_fault_ns: f64,
+    lone_copy_fault_ns: f64,
+    mapping_ns: f64,
+    read_ns: f64,
     handler_fault_ns: f64,
     fill_ns: f64,
     copy_bytes_per_s: f64,
     codecs: Vec<CodecView>,
     disk: TransferView,
     far: Option<TransferView>,
+}
+
+#[derive(Debug, Deserialize)]
+struct MeasuredView {
+    at_s: u64,
+    times: u32,
+}
+
+#[derive(Debug, Deserialize)]
+struct ChoicesView {
+    restore_unwritten: Option<u64>,
+    restore_written: u64,
+    template_written: Option<u64>,
+    template_pages: u64,
+    hole_pages: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -88,10 +114,16 @@ pub fn run(args: &TiersArgs) -> Outcome {
     }
     let view: TiersView = decode("tiers", value)?;
     print_tiers(&view)?;
+    if let Some(problem) = &view.far_problem {
+        print_line(format_args!("far memory is not used: {problem}"))?;
+    }
     print_line("")?;
     print_functions(&view)?;
     print_line("")?;
+    print_line(measured(view.measured.as_ref()))?;
     print_inputs(&view.inputs)?;
+    print_line("")?;
+    print_choices(&view.choices)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -140,7 +172,7 @@ fn print_functions(view: &TiersView) -> Result<(), Failed> {
         ("disk", Align::Right),
         ("", Align::Left),
     ]);
-    for place in &view.functions {
+    for place in view.functions.iter().chain(&view.templates) {
         table.row([
             place.name.clone(),
             place.tier.clone(),
@@ -159,6 +191,28 @@ fn print_functions(view: &TiersView) -> Result<(), Failed> {
     Ok(())
 }
 
+/// When the inputs were measured.
+fn measured(measured: Option<&MeasuredView>) -> String {
+    let Some(MeasuredView { at_s, times }) = measured else {
+        return "costs are defaults: they are not measured yet".to_owned();
+    };
+    if *times == 0 {
+        return "costs are defaults in part: memory or disk could not be measured".to_owned();
+    }
+    let ago = UNIX_EPOCH
+        .checked_add(Duration::from_secs(*at_s))
+        .and_then(|at| SystemTime::now().duration_since(at).ok())
+        .unwrap_or_default()
+        .as_secs();
+    let ago = match ago {
+        0..120 => format!("{ago} s"),
+        120..7200 => format!("{} min", ago / 60),
+        7200..172_800 => format!("{} h", ago / 3600),
+        _ => format!("{} days", ago / 86_400),
+    };
+    format!("costs measured {ago} ago, best of {times}")
+}
+
 fn print_inputs(inputs: &InputsView) -> Result<(), Failed> {
     let ns = |ns: f64| format!("{:.2} us", ns / 1000.0);
     let rate = |rate: f64| format!("{:.2} GB/s", rate / 1e9);
@@ -166,18 +220,29 @@ fn print_inputs(inputs: &InputsView) -> Result<(), Failed> {
         (
             "map a page",
             format!(
-                "{} ahead, {} by a fault",
+                "{} ahead, {} by a fault, {} by one that comes alone",
                 ns(inputs.map_ahead_ns),
-                ns(inputs.map_fault_ns)
+                ns(inputs.map_fault_ns),
+                ns(inputs.lone_map_fault_ns)
             ),
         ),
         (
             "copy a page",
             format!(
-                "{} ahead, {} by a fault, memory at {}",
+                "{} ahead ({} if it is mapped), {} by a fault, {} by one that comes alone, memory at {}",
                 ns(inputs.copy_ahead_ns),
+                ns(inputs.recopy_ns),
                 ns(inputs.copy_fault_ns),
+                ns(inputs.lone_copy_fault_ns),
                 rate(inputs.copy_bytes_per_s)
+            ),
+        ),
+        (
+            "a mapping",
+            format!(
+                "{} to have one more; {} to read a page instead",
+                ns(inputs.mapping_ns),
+                ns(inputs.read_ns)
             ),
         ),
         (
@@ -216,6 +281,46 @@ fn print_inputs(inputs: &InputsView) -> Result<(), Failed> {
         let (encode, decode) = (ns(codec.encode_ns), ns(codec.decode_ns));
         print_line(format_args!(
             "{name}  {decode} to decode a page, {encode} to encode it"
+        ))?;
+    }
+    Ok(())
+}
+
+/// What follows from the inputs for pages that a boot may map or copy.
+fn print_choices(choices: &ChoicesView) -> Result<(), Failed> {
+    let up_to = |pages: Option<u64>, what: &str| match pages {
+        Some(pages) => format!("if at most {pages} of its pages are {what}"),
+        None => "never".to_owned(),
+    };
+    let lines = [
+        (
+            "restore",
+            format!(
+                "copies a piece between others {}; up to {} pages that all are",
+                up_to(choices.restore_unwritten, "not written"),
+                choices.restore_written
+            ),
+        ),
+        (
+            "template",
+            format!(
+                "copies a piece between others {}; up to {} pages",
+                up_to(choices.template_written, "written"),
+                choices.template_pages
+            ),
+        ),
+        (
+            "snapshot",
+            format!(
+                "saves zeros between other pages if they are fewer than {}",
+                choices.hole_pages
+            ),
+        ),
+    ];
+    for (name, text) in lines {
+        print_line(format_args!(
+            "{}  {text}",
+            style(format!("{name:<12}")).bold()
         ))?;
     }
     Ok(())

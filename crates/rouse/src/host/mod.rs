@@ -5,6 +5,8 @@ mod cgroups;
 
 use std::path::Path;
 
+use rouse_pool::SharedHuge;
+
 /// Oldest kernel: `MADV_POPULATE_READ` and `MADV_POPULATE_WRITE` are in it since 5.14. `clone3` with `set_tid`
 /// (5.5), `setns` by pidfd (5.8) and detached mounts (5.2) are older.
 const OLDEST_KERNEL: (u32, u32) = (5, 14);
@@ -55,6 +57,12 @@ pub enum HostProblem {
         /// The controller.
         controller: &'static str,
     },
+    /// The kernel joins pages of pools.
+    #[error(
+        "the kernel makes pages of 2 MiB of any shared memory, parts of which cannot be taken out safely: write `never` or `advise` to \
+         /sys/kernel/mm/transparent_hugepage/shmem_enabled and `inherit` to hugepages-2048kB/shmem_enabled beside it"
+    )]
+    SharedHuge,
     /// A file of `/proc` cannot be read.
     #[error("cannot read {path}")]
     Read {
@@ -104,6 +112,14 @@ pub fn checks() -> Vec<Check> {
             name: "the cpu controller",
             result: cgroups::find("cpu"),
         },
+        Check {
+            name: "small pages of shared memory",
+            result: shared_memory(SharedHuge::of_host()),
+        },
+        Check {
+            name: "microVMs",
+            result: Ok(microvms()),
+        },
     ]
 }
 
@@ -113,6 +129,25 @@ pub fn require() -> Result<(), HostError> {
         result.map_err(|source| HostError { name, source })?;
     }
     Ok(())
+}
+
+/// Whether functions can have machines of their own, in one sentence. A node runs without.
+pub fn microvms() -> String {
+    match rouse_vmm::host::usable() {
+        Ok(_) => "KVM on hardware".to_owned(),
+        Err(why) => format!("not on this host: {why}"),
+    }
+}
+
+/// Pages of pools are taken out one by one.
+fn shared_memory(setting: SharedHuge) -> Result<String, HostProblem> {
+    match setting {
+        SharedHuge::Never => Ok("never joined by the kernel".to_owned()),
+        SharedHuge::Advised => {
+            Ok("joined where a function asks for it, then taken out as a whole".to_owned())
+        }
+        SharedHuge::Anywhere => Err(HostProblem::SharedHuge),
+    }
 }
 
 fn root() -> Result<String, HostProblem> {
@@ -209,6 +244,14 @@ mod tests {
         assert!(limits((6, 15)).contains("POSIX timers"));
         assert!(limits((5, 19)).contains("POSIX timers"));
         assert_eq!((limits((6, 16)), limits((7, 0))), ("", ""));
+    }
+
+    #[test]
+    fn pages_that_the_kernel_joins_anywhere_are_refused() {
+        assert!(shared_memory(SharedHuge::Never).is_ok());
+        assert!(shared_memory(SharedHuge::Advised).is_ok());
+        let problem = shared_memory(SharedHuge::Anywhere).expect_err("no such host is taken");
+        assert!(problem.to_string().contains("shmem_enabled"), "{problem}");
     }
 
     #[test]

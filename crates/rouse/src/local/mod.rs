@@ -9,6 +9,7 @@
 //! 5. only then comes the async runtime, with the node and its API.
 
 mod embedded;
+mod microvms;
 mod spawner;
 mod state_dir;
 
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rouse_api::Router;
+use rouse_node::boot::Sandboxes;
 use rouse_node::{Node, NodeError};
 use rouse_process::launcher::{Launcher, LauncherConfig, StartError as LauncherError};
 use tokio::net::TcpListener;
@@ -101,6 +103,8 @@ impl Prepared {
             ready_sandboxes: config.ready_sandboxes,
             most_ready_sandboxes: config.most_ready_sandboxes,
             ready_clones: config.ready_clones,
+            record_order: config.node.memory.record_order,
+            huge_pages: config.node.memory.huge_pages,
         })?;
         Ok(Self {
             config,
@@ -134,11 +138,13 @@ impl Prepared {
             launcher,
             state_dir,
         } = self;
+        let microvms = microvms::start(&config, &state_dir, &launcher);
         let address = config.listen;
         let listen = |source| LocalNodeError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
-        let node = Node::start(config.node, launcher)?;
+        let sandboxes = Sandboxes::new(launcher, microvms);
+        let node = Node::start(config.node, sandboxes)?;
         let endpoint: Endpoint = format!("http://{address}")
             .parse()
             .expect("a socket address makes an endpoint");

@@ -79,9 +79,15 @@ settings! {
     /// Asynchronous invocations that may run at the same time
     #[arg(value_name = "N")]
     max_async_concurrency: usize = "ROUSE_MAX_ASYNC_CONCURRENCY",
-    /// Idle instances that are kept for one function
+    /// Idle instances that are kept for one function; more are ended once they have been idle for a second
     #[arg(value_name = "N")]
     max_idle: usize = "ROUSE_MAX_IDLE",
+    /// Instances that may be held for who knows their names, on the whole node
+    #[arg(value_name = "N")]
+    held_max: usize = "ROUSE_HELD_MAX",
+    /// Seconds that such an instance is held while nobody uses it
+    #[arg(value_name = "SECONDS")]
+    held_keep_alive_s: u64 = "ROUSE_HELD_KEEP_ALIVE_S",
     /// Puts instances that have answered back to their snapshot, for later requests, instead of ending them
     #[arg(value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     rewind: bool = "ROUSE_REWIND",
@@ -106,6 +112,9 @@ settings! {
     /// The same at most; in between as many as were lately taken at a time
     #[arg(value_name = "N")]
     most_ready_sandboxes: usize = "ROUSE_MOST_READY_SANDBOXES",
+    /// Processes for microVMs that are kept ready, jailed and without a machine, once a microVM was started
+    #[arg(value_name = "N")]
+    ready_microvms: usize = "ROUSE_READY_MICROVMS",
     /// Clones that are kept ready for each function that is forked
     #[arg(value_name = "N")]
     ready_clones: usize = "ROUSE_READY_CLONES",
@@ -115,10 +124,16 @@ settings! {
     /// Bytes of functions' pages that are kept in DRAM; 0 for a quarter of the host's memory
     #[arg(value_name = "BYTES")]
     memory_dram_bytes: u64 = "ROUSE_MEMORY_DRAM_BYTES",
+    /// Gives functions' pages that are all in near memory, and stay, the form of pages of 2 MiB
+    #[arg(value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    memory_huge_pages: bool = "ROUSE_MEMORY_HUGE_PAGES",
     /// NUMA node of far memory, such as a CXL expander, for functions' pages; -1 for none
     #[arg(value_name = "NODE", allow_negative_numbers = true)]
     memory_far_node: i32 = "ROUSE_MEMORY_FAR_NODE",
-    /// Bytes of functions' pages that are kept in far memory; 0 for three quarters of what the node has
+    /// Directory of far memory, such as a DAX mount, in the place of a NUMA node; empty for none
+    #[arg(value_name = "DIRECTORY")]
+    memory_far_dir: String = "ROUSE_MEMORY_FAR_DIR",
+    /// Bytes of functions' pages that are kept in far memory; 0 for three quarters of what it has
     #[arg(value_name = "BYTES")]
     memory_far_bytes: u64 = "ROUSE_MEMORY_FAR_BYTES",
     /// Bytes of functions' pages that are kept in DRAM as they are on disk, compressed; 0 for none
@@ -133,6 +148,9 @@ settings! {
     /// Moves functions' pages by how often they are called; without it nothing moves but what a call brings in, as measurements need it
     #[arg(value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     memory_managed: bool = "ROUSE_MEMORY_MANAGED",
+    /// Records in which order functions first touch their pages, when nothing is prepared for a boot, so that they lie on disk in that order
+    #[arg(value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    memory_record_order: bool = "ROUSE_MEMORY_RECORD_ORDER",
     /// Snapshots that are built at the same time
     #[arg(value_name = "N")]
     max_builds: usize = "ROUSE_MAX_BUILDS",
@@ -148,6 +166,12 @@ settings! {
     /// Versions of a function's snapshot that are kept, the one in use included
     #[arg(value_name = "N")]
     snapshot_versions: usize = "ROUSE_SNAPSHOT_VERSIONS",
+    /// Directory of the kernel that microVMs boot, as `rouse kernel import` makes it; empty for no microVMs
+    #[arg(value_name = "DIR")]
+    microvm_kernel: String = "ROUSE_MICROVM_KERNEL",
+    /// Image of the root that microVMs see, as `rouse image build` makes it; empty for no microVMs
+    #[arg(value_name = "FILE")]
+    microvm_root: String = "ROUSE_MICROVM_ROOT",
     /// Lets functions open connections to the outside: needs `slirp4netns`
     #[arg(value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     outbound_network: bool = "ROUSE_OUTBOUND_NETWORK",
@@ -215,7 +239,7 @@ settings! {
     /// Name of the node's cgroup; made from the state directory when empty
     #[arg(value_name = "NAME")]
     cgroup: String = "ROUSE_CGROUP",
-    /// First host uid and gid of the range given to sandboxes
+    /// First host uid and gid of the 69632 given to sandboxes, the last 4096 of them to microVMs
     #[arg(value_name = "ID")]
     uid_base: u32 = "ROUSE_UID_BASE",
     /// Form of the node's own log: `text` or `json`

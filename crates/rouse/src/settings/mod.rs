@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rouse_node::boot::microvm::MicroVmConfig;
 use rouse_node::{
     BootPolicy, ConfigError, Interpreters, MemorySettings, NodeConfig, TraceSettings,
 };
@@ -46,6 +47,8 @@ pub struct ServeConfig {
     pub ready_sandboxes: usize,
     /// The same at most.
     pub most_ready_sandboxes: usize,
+    /// Processes kept ready for microVMs.
+    pub ready_microvms: usize,
     /// Clones kept ready for each template.
     pub ready_clones: usize,
     /// Settings of the node itself; its `state_dir` is absolute.
@@ -111,7 +114,25 @@ impl Settings {
     }
 }
 
+/// Users of the host that sandboxes of processes have.
+const SANDBOX_IDS: u32 = 65_536;
+/// With those of microVMs behind them.
+const IDS: u32 = SANDBOX_IDS + MicroVmConfig::USERS;
+
+/// A path that may be empty, for none.
+fn optional(path: String) -> Result<Option<PathBuf>, SettingsError> {
+    match path.is_empty() {
+        true => Ok(None),
+        false => absolute(path.into()).map(Some),
+    }
+}
+
 impl ServeConfig {
+    /// The first user of the host that a microVM may have.
+    pub fn first_microvm_user(&self) -> u32 {
+        self.uid_base + SANDBOX_IDS
+    }
+
     /// Completes `settings` (flags and environment) with the file, if one is given, and the defaults, and checks all.
     pub fn resolve(settings: Settings, file: Option<&Path>) -> Result<Self, SettingsError> {
         let file = file.map(Settings::read).transpose()?.unwrap_or_default();
@@ -132,11 +153,11 @@ impl ServeConfig {
             }
         };
         let uid_base = s.get("uid_base", |s| s.uid_base)?;
-        if !(1000..=u32::MAX - 65_536).contains(&uid_base) {
+        if !(1000..=u32::MAX - IDS).contains(&uid_base) {
             return Err(SettingsError::Value {
                 key: "uid_base",
                 problem: format!(
-                    "must leave the host's own users alone and room for 65536 ids, not {uid_base}"
+                    "must leave the host's own users alone and room for {IDS} ids, not {uid_base}"
                 ),
             });
         }
@@ -176,16 +197,22 @@ impl ServeConfig {
             state_dir,
             memory: MemorySettings {
                 dram_bytes: s.get("memory_dram_bytes", |s| s.memory_dram_bytes)?,
+                huge_pages: s.get("memory_huge_pages", |s| s.memory_huge_pages)?,
                 far_node: s
                     .get("memory_far_node", |s| s.memory_far_node)?
                     .try_into()
                     .ok(),
+                far_dir: match s.get("memory_far_dir", |s| s.memory_far_dir.clone())? {
+                    path if path.is_empty() => None,
+                    path => Some(path.into()),
+                },
                 far_bytes: s.get("memory_far_bytes", |s| s.memory_far_bytes)?,
                 compressed_bytes: s
                     .get("memory_compressed_bytes", |s| s.memory_compressed_bytes)?,
                 parked_bytes: s.get("memory_parked_bytes", |s| s.memory_parked_bytes)?,
                 idle_s: s.get("memory_idle_s", |s| s.memory_idle_s)?,
                 managed: s.get("memory_managed", |s| s.memory_managed)?,
+                record_order: s.get("memory_record_order", |s| s.memory_record_order)?,
             },
             region: s.get("region", |s| s.region.clone())?,
             account: s.get("account", |s| s.account.clone())?,
@@ -207,6 +234,8 @@ impl ServeConfig {
             keep_alive_s: s.get("keep_alive_s", |s| s.keep_alive_s)?,
             keep_alive_histogram: s.get("keep_alive_histogram", |s| s.keep_alive_histogram)?,
             max_idle: s.get("max_idle", |s| s.max_idle)?,
+            held_max: s.get("held_max", |s| s.held_max)?,
+            held_keep_alive_s: s.get("held_keep_alive_s", |s| s.held_keep_alive_s)?,
             rewind: s.get("rewind", |s| s.rewind)?,
             parked_min: s.get("parked_min", |s| s.parked_min)?,
             parked_max: s.get("parked_max", |s| s.parked_max)?,
@@ -221,6 +250,8 @@ impl ServeConfig {
             snapshot_margin_percent: s
                 .get("snapshot_margin_percent", |s| s.snapshot_margin_percent)?,
             snapshot_versions: s.get("snapshot_versions", |s| s.snapshot_versions)?,
+            microvm_kernel: optional(s.get("microvm_kernel", |s| s.microvm_kernel.clone())?)?,
+            microvm_root: optional(s.get("microvm_root", |s| s.microvm_root.clone())?)?,
             outbound_network: s.get("outbound_network", |s| s.outbound_network)?,
             pids: s.get("pids", |s| s.pids)?,
             max_zip_bytes: s.get("max_zip_bytes", |s| s.max_zip_bytes)?,
@@ -247,6 +278,7 @@ impl ServeConfig {
             uid_base,
             ready_sandboxes: s.get("ready_sandboxes", |s| s.ready_sandboxes)?,
             most_ready_sandboxes: s.get("most_ready_sandboxes", |s| s.most_ready_sandboxes)?,
+            ready_microvms: s.get("ready_microvms", |s| s.ready_microvms)?,
             ready_clones: s.get("ready_clones", |s| s.ready_clones)?,
             node,
         })

@@ -148,6 +148,11 @@ impl Gate {
         self.lock().queue.learn(name, observed);
     }
 
+    /// Bytes that an instance of a function is expected to take.
+    pub fn expected_memory(&self, name: &str) -> u64 {
+        self.lock().queue.expected_memory(name)
+    }
+
     /// Requests of a function that wait, and that run or start.
     pub fn counts(&self, name: &str) -> (usize, u32) {
         self.lock().queue.counts(name)
@@ -192,6 +197,13 @@ impl Permit {
             ticket: self.ticket,
         }
     }
+
+    /// Says whether the request uses processors at the moment.
+    pub fn rests(&self, rests: bool) {
+        let mut inner = self.gate.lock();
+        inner.queue.rests(self.ticket, rests);
+        inner.admit();
+    }
 }
 
 impl Drop for Permit {
@@ -221,13 +233,18 @@ mod tests {
     use super::*;
 
     fn gate(running: u32, queued: u32) -> Gate {
-        let gate = Gate::new(Capacity {
+        gate_of(Capacity {
             running,
             starting: 10,
             cpu_milli: u64::MAX,
             memory: u64::MAX,
             queued,
-        });
+        })
+    }
+
+    /// One with a function.
+    fn gate_of(capacity: Capacity) -> Gate {
+        let gate = Gate::new(capacity);
         let limits = FlowLimits {
             tenant: "t".into(),
             reserved: None,
@@ -292,6 +309,40 @@ mod tests {
         assert!(!quiet.is_finished());
         drop(first);
         quiet.await.unwrap();
+    }
+
+    /// A function that calls itself, deeper than the processors allow to run at a time.
+    #[tokio::test]
+    async fn who_waits_for_others_makes_room_for_them() {
+        let gate = gate_of(Capacity {
+            running: 1000,
+            starting: 1000,
+            // Of what has not run yet: room for two.
+            cpu_milli: 500,
+            memory: u64::MAX,
+            queued: 1000,
+        });
+        let mut chain = vec![gate.enter("f", LONG).await.unwrap()];
+        chain.push(gate.enter("f", LONG).await.unwrap());
+        for _ in 0..50 {
+            let next = tokio::spawn({
+                let gate = gate.clone();
+                async move { gate.enter("f", LONG).await }
+            });
+            while gate.totals().0 == 0 {
+                tokio::task::yield_now().await;
+            }
+            // It is let in because the others rest, and not before.
+            chain.iter().for_each(|permit| permit.rests(true));
+            chain.push(next.await.unwrap().unwrap());
+            chain.push(gate.enter("f", LONG).await.unwrap());
+        }
+        // Who goes on counts again: nobody else gets in.
+        chain.iter().for_each(|permit| permit.rests(false));
+        assert!(gate.enter("f", Duration::ZERO).await.is_err());
+        drop(chain);
+        assert_eq!(gate.totals(), (0, 0, 0));
+        assert!(gate.enter("f", Duration::ZERO).await.is_ok());
     }
 
     #[tokio::test]

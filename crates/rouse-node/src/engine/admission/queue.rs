@@ -17,6 +17,10 @@
 //!
 //! A flow with nothing running is never held back by processors: a burst of one function cannot keep another from its first
 //! request. And whatever the budgets are, one request runs.
+//!
+//! Requests may wait for each other: a function calls another one, or itself. So what is set aside of the processors is for
+//! those that use them. A request that waits *rests*, and whoever it waits for has room; those that do not rest come to
+//! their end. Nobody who is held back by processors can be waited for by all who hold him back.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
@@ -92,6 +96,8 @@ struct Request {
     state: State,
     /// What was set aside for it when it was admitted.
     share: Share,
+    /// It uses no processor at the moment: it sleeps, or waits for others. Its processors are not set aside.
+    rests: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -284,6 +290,7 @@ impl Queue {
                 flow: id,
                 state: State::Queued,
                 share: Share::default(),
+                rests: false,
             },
         );
         let Some(flow) = self.flows.get_mut(&id) else {
@@ -340,6 +347,21 @@ impl Queue {
         }
     }
 
+    /// A request that was admitted uses no processor any more, or does again. Says nothing about any other.
+    pub fn rests(&mut self, ticket: Ticket, rests: bool) {
+        let Some(request) = self.requests.get_mut(&ticket) else {
+            return;
+        };
+        if request.state == State::Queued || request.rests == rests {
+            return;
+        }
+        request.rests = rests;
+        match rests {
+            true => self.used.cpu_milli -= request.share.cpu_milli,
+            false => self.used.cpu_milli += request.share.cpu_milli,
+        }
+    }
+
     /// A request is over, wherever it is: answered, failed, or nobody wants its answer any more.
     pub fn leave(&mut self, ticket: Ticket) {
         let Some(request) = self.requests.remove(&ticket) else {
@@ -363,7 +385,9 @@ impl Queue {
                 self.unreserved -= u32::from(flow.limits.reserved.is_none());
                 self.running -= 1;
                 self.starting -= u32::from(request.state == State::Starting);
-                self.used.cpu_milli -= request.share.cpu_milli;
+                if !request.rests {
+                    self.used.cpu_milli -= request.share.cpu_milli;
+                }
                 self.used.memory -= request.share.memory;
             }
         }
@@ -375,6 +399,13 @@ impl Queue {
         if let Some(flow) = self.names.get(name).and_then(|id| self.flows.get_mut(id)) {
             flow.estimate.learn(observed);
         }
+    }
+
+    /// Bytes that a request of a flow is expected to use.
+    pub fn expected_memory(&self, name: &str) -> u64 {
+        let flow = self.names.get(name).and_then(|id| self.flows.get(id));
+        flow.map_or_else(Estimate::default, |flow| flow.estimate)
+            .memory
     }
 
     /// Where a request is; `None` when it is gone.
@@ -443,8 +474,9 @@ impl Queue {
         let estimate = &flow.estimate;
         let has_memory = self.running == 0
             || self.used.memory.saturating_add(estimate.memory) <= self.capacity.memory;
-        let has_cpu =
-            self.used.cpu_milli.saturating_add(estimate.cpu_milli) <= self.capacity.cpu_milli;
+        // One that is expected to use more than there is must not wait for others of its kind that rest.
+        let has_cpu = self.used.cpu_milli == 0
+            || self.used.cpu_milli.saturating_add(estimate.cpu_milli) <= self.capacity.cpu_milli;
         match (has_memory, has_cpu, flow.running) {
             (true, true, _) | (true, false, 0) => None,
             (false, _, 0) => Some(Held::Everybody),

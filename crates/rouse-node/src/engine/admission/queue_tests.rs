@@ -473,4 +473,70 @@ proptest! {
             prop_assert!(most - least <= 1);
         }
     }
+
+    /// Processors, against lists: who is let in has room or is the first of its flow, who is not has neither, and what rests
+    /// takes none.
+    #[test]
+    fn processors_are_for_those_that_use_them(
+        shares in prop::collection::vec(0..1200u64, 3),
+        steps in prop::collection::vec((0..5u8, any::<usize>()), 1..200),
+    ) {
+        const ROOM: u64 = 1000;
+        let mut queue = Queue::new(Capacity { cpu_milli: ROOM, ..ROOMY });
+        for (name, share) in NAMES.iter().zip(&shares) {
+            queue.configure(name, limits("t"));
+            let (time, cpu) = (Duration::from_millis(1), Duration::from_micros(*share));
+            queue.learn(name, &Observed { time, cpu, memory: 0 });
+        }
+        // Ticket, flow, whether it runs, whether it rests; in the order of arrival.
+        let mut requests: Vec<(Ticket, usize, bool, bool)> = Vec::new();
+        let used = |requests: &[(Ticket, usize, bool, bool)]| -> u64 {
+            requests.iter().filter(|r| r.2 && !r.3).map(|r| shares[r.1]).sum()
+        };
+        for (step, which) in steps {
+            let at = which.checked_rem(requests.len());
+            match (step, at) {
+                (0, _) => {
+                    let flow = which % 3;
+                    requests.push((queue.arrive(NAMES[flow]).unwrap(), flow, false, false));
+                }
+                (1, _) => {
+                    let may = |flow: usize| {
+                        let is_first = !requests.iter().any(|r| r.1 == flow && r.2);
+                        let used = used(&requests);
+                        is_first || used == 0 || used + shares[flow] <= ROOM
+                    };
+                    let next = |flow: usize| requests.iter().position(|r| r.1 == flow && !r.2);
+                    let possible: Vec<usize> = (0..3).filter(|flow| may(*flow)).filter_map(next).collect();
+                    match queue.admit() {
+                        Some(ticket) => {
+                            let at = requests.iter().position(|r| r.0 == ticket).unwrap();
+                            prop_assert!(possible.contains(&at));
+                            requests[at].2 = true;
+                        }
+                        None => prop_assert!(possible.is_empty()),
+                    }
+                }
+                (2 | 3, Some(at)) => {
+                    queue.rests(requests[at].0, step == 2);
+                    // One that waits has nothing to give back.
+                    requests[at].3 = requests[at].2 && step == 2;
+                }
+                (4, Some(at)) => queue.leave(requests.remove(at).0),
+                _ => {}
+            }
+            prop_assert_eq!(queue.used.cpu_milli, used(&requests));
+        }
+        // If all that run rest, everybody who waits gets in.
+        while requests.iter().any(|r| !r.2) {
+            for request in requests.iter().filter(|r| r.2) {
+                queue.rests(request.0, true);
+            }
+            let ticket = queue.admit();
+            prop_assert!(ticket.is_some());
+            requests.iter_mut().find(|r| Some(r.0) == ticket).unwrap().2 = true;
+        }
+        requests.iter().for_each(|r| queue.leave(r.0));
+        prop_assert_eq!(queue.used, Share::default());
+    }
 }

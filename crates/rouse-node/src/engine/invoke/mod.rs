@@ -4,6 +4,7 @@
 //! (the log, the end of the instance) is done afterwards.
 
 mod end;
+mod named;
 mod run;
 mod tell;
 
@@ -13,13 +14,17 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rouse_process::instance::{BootPath, MemoryUse, Stage};
 use serde::de::IgnoredAny;
+use tokio::sync::OwnedRwLockReadGuard;
 use uuid::Uuid;
 
 use super::admission::{NotAdmitted, Permit, StartSlot};
-use super::function::{Function, Revision, SnapshotStatus, function_of};
+use super::build::with_all_pages;
+use super::function::{Function, ReadySnapshot, Revision, SnapshotStatus, function_of};
+use crate::boot::BootError;
 use crate::config::BootPolicy;
 use crate::function::arn::{FunctionRef, function_arn};
 use crate::function::record::State;
+use crate::instances::InstanceId;
 use crate::node::Node;
 use crate::refusal::Refusal;
 use crate::runtime_api::session::Event;
@@ -47,6 +52,8 @@ pub struct InvokeOptions {
     pub trace_parent: Option<TraceContext>,
     /// Request id that was given out before.
     pub request_id: Option<String>,
+    /// The instance that is to answer, and no other.
+    pub instance: Option<InstanceId>,
 }
 
 /// How an invocation went.
@@ -79,11 +86,22 @@ pub struct InvokeOutcome {
 /// Why a path did not work.
 enum Problem {
     /// The platform's fault, on this path.
-    Boot(String),
+    Boot(BootError),
     /// A kept instance was dead before it got the event, or none was there any more.
     Stale,
     /// The snapshot is damaged, which was found when the function had the event already.
     Damaged(String),
+    /// Far memory that the instance had mapped is lost, which was found when the function had the event already. The
+    /// snapshot is as good as before.
+    FarLost(String),
+    /// There was no memory for pages of the snapshot, when the function had the event already.
+    NoMemory(String),
+}
+
+impl Problem {
+    fn boot(reason: impl Into<String>) -> Self {
+        Self::Boot(BootError::new(reason))
+    }
 }
 
 struct Request<'a> {
@@ -94,11 +112,21 @@ struct Request<'a> {
     received: Instant,
     admitted: Instant,
     trace: Option<Trace>,
+    permit: &'a Permit,
     /// The right to start an instance, until one has been started.
     start_slot: Mutex<Option<StartSlot>>,
+    /// Keeps the pages that an instance needs to be started, until it has been.
+    stay: Mutex<Stay>,
 }
 
+/// Pages of some snapshots stay in memory as long as this lives ([`LoadedImage::stays`](crate::boot::LoadedImage)).
+type Stay = Vec<OwnedRwLockReadGuard<()>>;
+
 impl Request<'_> {
+    fn stay(&self) -> Stay {
+        std::mem::take(&mut self.stay.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     fn start_slot(&self) -> Option<StartSlot> {
         let mut slot = self
             .start_slot
@@ -169,7 +197,10 @@ impl Node {
         let admitted = Instant::now();
         // It may have been changed, or deleted, while this request waited.
         let revision = match self.get_by_key(&function.key) {
-            Some(now) if Arc::ptr_eq(&now, &function) => self.invocable(&function)?,
+            Some(now) if Arc::ptr_eq(&now, &function) => match options.instance {
+                Some(id) => self.named_revision(&function, id)?,
+                None => self.invocable(&function)?,
+            },
             _ => return Err(self.not_found(target)),
         };
         function.counters.began();
@@ -185,8 +216,13 @@ impl Node {
             received,
             admitted,
             trace,
+            permit: &permit,
             start_slot: Mutex::new(Some(permit.start_slot())),
+            stay: Mutex::default(),
         };
+        if let Some(id) = options.instance {
+            return self.on_named(&request, id).await;
+        }
         match options.boot {
             Some(path) => self.demanded(&request, path).await,
             None => self.cheapest(&request).await,
@@ -200,7 +236,7 @@ impl Node {
     }
 
     /// The revision that invocations run; Lambda's error when there is none.
-    fn invocable(&self, function: &Function) -> Result<Arc<Revision>, Refusal> {
+    pub(crate) fn invocable(&self, function: &Function) -> Result<Arc<Revision>, Refusal> {
         let state = match &function.record().state {
             State::Failed { .. } => "Failed",
             _ => match function.serving() {
@@ -240,6 +276,7 @@ impl Node {
                 .unwrap_or_else(new_trace_id),
             client_context: options.client_context.clone(),
             payload,
+            rehearsal: false,
         }
     }
 
@@ -252,7 +289,7 @@ impl Node {
         let ready = match path {
             BootPath::Restore | BootPath::Fork | BootPath::Parked | BootPath::Rewind => {
                 let found = self
-                    .usable_snapshot(request.function, &request.revision)
+                    .snapshot_to_invoke(request.function, &request.revision)
                     .await;
                 Some(found.ok_or_else(|| no_snapshot(&request.revision))?)
             }
@@ -265,19 +302,15 @@ impl Node {
                 "The function cannot be forked. {problem}"
             )));
         }
-        let all_pages = matches!(path, BootPath::Fork | BootPath::Parked);
-        if let Some(ready) = ready.as_ref().filter(|_| all_pages)
-            && !self.boot.is_resident(&ready.image)
-        {
-            // Whoever asks for such an instance gets one, and waits for it.
-            let made = self.boot.make_resident(&ready.image, None).await;
-            made.map_err(|error| {
+        if let (Some(ready), BootPath::Fork | BootPath::Parked) = (&ready, path) {
+            let stay = self.all_pages_of(ready).await.map_err(|error| {
                 let what = match path {
                     BootPath::Fork => "forked",
                     _ => "parked",
                 };
                 Refusal::ResourceNotReady(format!("The function cannot be {what}: {error}"))
             })?;
+            *request.stay.lock().unwrap_or_else(PoisonError::into_inner) = stay;
         }
         let image = ready
             .as_ref()
@@ -291,14 +324,52 @@ impl Node {
                 }
                 Err(damaged(&problem))
             }
-            Err(Problem::Boot(reason)) => Err(Refusal::ResourceNotReady(format!(
-                "The function could not be started by {}: {reason}",
-                path.name()
-            ))),
+            Err(Problem::FarLost(problem)) => Err(far_lost(&problem)),
+            Err(Problem::Boot(error)) => match &ready {
+                // It has not run: as good as if this had been known before.
+                Some(ready) if self.boot.problem(&ready.image).is_some() => {
+                    self.condemn_if_damaged(request, ready);
+                    self.cheapest(request).await
+                }
+                _ => Err(Refusal::ResourceNotReady(format!(
+                    "The function could not be started by {}: {error}",
+                    path.name()
+                ))),
+            },
+            Err(Problem::NoMemory(why)) => Err(no_memory(&why)),
             Err(Problem::Stale) => Err(Refusal::ResourceNotReady(
                 "The idle instances of the function ended.".into(),
             )),
         }
+    }
+
+    /// Brings all pages of a snapshot into memory. They stay there, and those of its template, as long as what is returned
+    /// lives: whoever asks for an instance that needs them gets one, and waits for it.
+    async fn all_pages_of(&self, ready: &ReadySnapshot) -> Result<Stay, BootError> {
+        let parent = ready.record.parent.as_deref();
+        let templates = self.templates.loaded().into_iter();
+        let ancestors = templates
+            .filter(|template| Some(&*template.name) == parent)
+            .flat_map(|template| template.ancestors());
+        let mut stay = Stay::new();
+        for image in ancestors.chain([ready.image.clone()]) {
+            stay.push(image.stays.read_owned().await);
+        }
+        with_all_pages(self, &ready.image).await?;
+        Ok(stay)
+    }
+
+    /// Takes the snapshot out of use if something is known to be wrong with it, and says whether.
+    fn condemn_if_damaged(
+        self: &Arc<Self>,
+        request: &Request<'_>,
+        snapshot: &Arc<ReadySnapshot>,
+    ) -> bool {
+        let Some(problem) = self.boot.problem(&snapshot.image) else {
+            return false;
+        };
+        self.condemn(request.function, &request.revision, snapshot, problem);
+        true
     }
 
     /// The cheapest path that works.
@@ -306,7 +377,7 @@ impl Node {
         let snapshot = match self.config.boot {
             BootPolicy::Cold => None,
             _ => {
-                self.usable_snapshot(request.function, &request.revision)
+                self.snapshot_to_invoke(request.function, &request.revision)
                     .await
             }
         };
@@ -322,6 +393,8 @@ impl Node {
                     }
                     return Err(damaged(&problem));
                 }
+                Err(Problem::FarLost(problem)) => return Err(far_lost(&problem)),
+                Err(Problem::NoMemory(why)) => return Err(no_memory(&why)),
                 // None was there, or none that still works.
                 Err(Problem::Stale | Problem::Boot(_)) => {}
             }
@@ -348,15 +421,14 @@ impl Node {
                 let image = Some((snapshot.image.clone(), snapshot.record.point));
                 match self.on_path(request, *path, image, keep).await {
                     Ok(outcome) => return Ok(outcome),
-                    Err(Problem::Boot(reason)) => {
+                    Err(Problem::Boot(error)) => {
                         tracing::warn!(
                             function = request.function.key,
                             path = path.name(),
-                            reason,
+                            reason = error.reason,
                             "an instance did not start"
                         );
-                        if let Some(problem) = self.boot.problem(&snapshot.image) {
-                            self.condemn(request.function, &request.revision, &snapshot, problem);
+                        if self.condemn_if_damaged(request, &snapshot) {
                             // Each time there is one version less.
                             return Box::pin(self.cheapest(request)).await;
                         }
@@ -364,9 +436,9 @@ impl Node {
                         if matches!(path, BootPath::Parked | BootPath::Rewind) {
                             continue;
                         }
-                        // Pages may have been let go of at this moment, which is nobody's fault.
-                        if *path != BootPath::Fork || self.boot.is_resident(&snapshot.image) {
-                            request.revision.failed(*path, &reason);
+                        // What was killed, or pages that were let go of at this moment, are not the snapshot's fault.
+                        if !error.is_from_outside {
+                            request.revision.failed(*path, &error.reason);
                             self.give_up(request.function, &request.revision, &snapshot);
                         }
                     }
@@ -379,6 +451,8 @@ impl Node {
                         );
                         return Err(damaged(&problem));
                     }
+                    Err(Problem::FarLost(problem)) => return Err(far_lost(&problem)),
+                    Err(Problem::NoMemory(why)) => return Err(no_memory(&why)),
                     Err(Problem::Stale) => {}
                 }
             }
@@ -390,10 +464,12 @@ impl Node {
         };
         match self.on_path(request, path, None, keep).await {
             Ok(outcome) => Ok(outcome),
-            Err(Problem::Boot(reason)) => Err(Refusal::ResourceNotReady(format!(
-                "The function could not be started: {reason}"
+            Err(Problem::Boot(error)) => Err(Refusal::ResourceNotReady(format!(
+                "The function could not be started: {error}"
             ))),
             Err(Problem::Damaged(problem)) => Err(damaged(&problem)),
+            Err(Problem::FarLost(problem)) => Err(far_lost(&problem)),
+            Err(Problem::NoMemory(why)) => Err(no_memory(&why)),
             Err(Problem::Stale) => Err(Refusal::ResourceNotReady(
                 "The idle instances of the function ended.".into(),
             )),
@@ -401,9 +477,21 @@ impl Node {
     }
 }
 
+fn no_memory(why: &str) -> Refusal {
+    Refusal::Service(format!(
+        "There was no memory for pages of the function's snapshot while it ran: {why}"
+    ))
+}
+
 fn damaged(problem: &str) -> Refusal {
     Refusal::Service(format!(
         "The function's snapshot turned out to be damaged while it ran, and is being replaced: {problem}"
+    ))
+}
+
+fn far_lost(problem: &str) -> Refusal {
+    Refusal::Service(format!(
+        "The function was ended while it ran, and is served from elsewhere from now on: {problem}"
     ))
 }
 

@@ -1,14 +1,18 @@
 //! From a boot path to an answer: an instance is launched, given the event, and let go.
 
+use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use rouse_pool::keeper::PageFault;
 use rouse_process::instance::{BootPath, ExitReason};
 use tokio::sync::oneshot;
 
 use super::end::{End, Usage, stages};
 use super::{InvokeOutcome, Problem, Request};
-use crate::boot::LoadedImage;
+use crate::boot::{BootError, LoadedImage};
+use crate::engine::admission::Permit;
 use crate::engine::report::verdict;
 use crate::engine::runner::{Ended, Runner};
 use crate::function::record::SnapshotPoint;
@@ -16,12 +20,32 @@ use crate::node::Node;
 use crate::runtime_api::session::RuntimeAnswer;
 use crate::serving::policy::KeepAlive;
 
+/// What becomes of an instance that has answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Then {
+    /// It ends, or is rewound.
+    End,
+    /// It waits for any request.
+    Keep,
+    /// It goes back to where it was taken from.
+    PutBack,
+}
+
+impl Then {
+    fn keep_if(keep: bool) -> Self {
+        match keep {
+            true => Then::Keep,
+            false => Then::End,
+        }
+    }
+}
+
 /// An instance with the event begun.
-struct Running {
+pub(super) struct Running {
     runner: Runner,
     answer: oneshot::Receiver<RuntimeAnswer>,
     start_limit: Duration,
-    keep: bool,
+    then: Then,
     launched: Instant,
     /// Processor time that it had used before.
     cpu_before: Duration,
@@ -46,7 +70,7 @@ impl Node {
             (BootPath::Cold, _) => self.launch_cold(request, keep).await?,
             (BootPath::Warm, _) => self.launch_cold(request, true).await?,
             (_, Some((image, point))) => self.copy(request, path, &image, point, keep).await?,
-            (_, None) => return Err(Problem::Boot("there is no snapshot".into())),
+            (_, None) => return Err(Problem::boot("there is no snapshot")),
         };
         self.run(request, running).await
     }
@@ -57,7 +81,7 @@ impl Node {
         request: &Request<'_>,
     ) -> Result<InvokeOutcome, Problem> {
         while let Some(runner) = request.function.take_idle(&request.revision) {
-            let running = self.reuse(request, runner);
+            let running = self.reuse(request, runner, Then::Keep);
             match self.run(request, running).await {
                 Err(Problem::Stale) => {}
                 other => return other,
@@ -66,7 +90,7 @@ impl Node {
         Err(Problem::Stale)
     }
 
-    fn reuse(&self, request: &Request<'_>, mut runner: Runner) -> Running {
+    pub(super) fn reuse(&self, request: &Request<'_>, mut runner: Runner, then: Then) -> Running {
         let launched = Instant::now();
         drop(request.start_slot());
         let cpu_before = runner.cpu_time();
@@ -76,7 +100,7 @@ impl Node {
             runner,
             answer,
             start_limit: request.event.timeout,
-            keep: true,
+            then,
             launched,
             cpu_before,
         }
@@ -84,11 +108,10 @@ impl Node {
 
     async fn launch_cold(&self, request: &Request<'_>, keep: bool) -> Result<Running, Problem> {
         let launched = Instant::now();
-        let booted = self
-            .boot
-            .cold(&request.revision.launches.cold)
-            .await
-            .map_err(|e| Problem::Boot(e.0))?;
+        let kind = request.function.record().serving.sandbox();
+        let boot = self.boot_of(request.function).map_err(Problem::Boot)?;
+        let booted = boot.cold(&request.revision.launches.cold).await;
+        let booted = booted.map_err(Problem::Boot)?;
         let counters = &request.function.counters;
         let runner = Runner::cold(
             booted,
@@ -97,7 +120,8 @@ impl Node {
             &request.function.log,
             &counters.instances,
         )
-        .map_err(|e| Problem::Boot(format!("the instance could not be served: {e}")))?;
+        .map_err(|e| Problem::boot(format!("the instance could not be served: {e}")))?;
+        let runner = runner.in_sandbox(kind);
         let answer = runner.begin(request.event.clone(), &request.revision.record.version);
         if let Some(slot) = request.start_slot() {
             runner.session.started_on_delivery(slot);
@@ -108,7 +132,7 @@ impl Node {
             runner,
             answer,
             start_limit,
-            keep,
+            then: Then::keep_if(keep),
             launched,
             cpu_before: Duration::ZERO,
         })
@@ -123,6 +147,8 @@ impl Node {
         keep: bool,
     ) -> Result<Running, Problem> {
         let launched = Instant::now();
+        // Until it runs: what it has not got by then comes when it is touched.
+        let _stay = request.stay();
         let spec = &request.revision.launches.snapshot;
         let booted = match path {
             BootPath::Parked => {
@@ -141,7 +167,7 @@ impl Node {
             BootPath::Fork => self.boot.fork(image, spec).await,
             _ => self.boot.restore_to_invoke(image, spec).await,
         }
-        .map_err(|e| Problem::Boot(e.0))?;
+        .map_err(Problem::Boot)?;
         let event = (
             request.event.clone(),
             request.revision.record.version.as_str(),
@@ -155,9 +181,9 @@ impl Node {
             &request.function.log,
             count,
         )
-        .map_err(|e| Problem::Boot(format!("the instance could not be served: {e}")))?;
+        .map_err(|e| Problem::boot(format!("the instance could not be served: {e}")))?;
         let answer = restored.answer.ok_or_else(|| {
-            Problem::Boot("the instance has no connection for its parked request".into())
+            Problem::boot("the instance has no connection for its parked request")
         })?;
         // One that was rewound has used some for earlier requests.
         let cpu_before = match path {
@@ -168,9 +194,10 @@ impl Node {
         restored
             .runner
             .resume()
-            .map_err(|e| Problem::Boot(format!("the instance could not be resumed: {e}")))?;
+            .map_err(|e| Problem::boot(format!("the instance could not be resumed: {e}")))?;
         let start_limit = Duration::from_secs(self.config.restore_timeout_s);
-        let mut runner = restored.runner;
+        let kind = request.function.record().serving.sandbox();
+        let mut runner = restored.runner.in_sandbox(kind);
         if let Some(slot) = request.start_slot() {
             runner.session.started_on_delivery(slot);
         }
@@ -179,28 +206,30 @@ impl Node {
             runner,
             answer,
             start_limit,
-            keep,
+            then: Then::keep_if(keep),
             launched,
             cpu_before,
         })
     }
 
-    async fn run(
+    pub(super) async fn run(
         self: &Arc<Self>,
         request: &Request<'_>,
         running: Running,
     ) -> Result<InvokeOutcome, Problem> {
         let Running {
-            runner,
+            mut runner,
             answer,
             start_limit,
-            keep,
+            then,
             launched,
             cpu_before,
         } = running;
-        let ended = runner
-            .finish(answer, start_limit, request.event.timeout)
-            .await;
+        let ended = tokio::select! {
+            biased;
+            ended = runner.finish(answer, start_limit, request.event.timeout) => ended,
+            never = watch(&runner, request.permit) => match never {},
+        };
         let done = Instant::now();
         // Of a process that has ended it would be nothing.
         let is_alive = matches!(ended, Ended::Answer(_) | Ended::TimedOut);
@@ -210,8 +239,31 @@ impl Node {
             cpu: runner.cpu_time().saturating_sub(cpu_before),
         });
         let delivered = runner.session.delivered();
+        let may_lack_memory = match ended {
+            Ended::BootFailed(_) => true,
+            // The kernel itself may touch what is missing, as the area of restartable sequences: `SIGSEGV` then. A program
+            // that is told so by a system call aborts.
+            Ended::Exited(ExitReason::Signal(signal)) => {
+                matches!(signal, libc::SIGBUS | libc::SIGSEGV | libc::SIGABRT)
+            }
+            _ => false,
+        };
+        if may_lack_memory && let Some(problem) = runner.verify_far().await {
+            return Err(match delivered {
+                None => Problem::boot(problem),
+                Some(_) => Problem::FarLost(problem),
+            });
+        }
+        if let Some(fault) = page_fault(&runner, &ended).await {
+            return Err(match (fault, delivered) {
+                (PageFault::Damaged(problem), None) => Problem::boot(problem),
+                (PageFault::Damaged(problem), Some(_)) => Problem::Damaged(problem),
+                (PageFault::NoMemory(why), None) => Problem::Boot(BootError::from_outside(why)),
+                (PageFault::NoMemory(why), Some(_)) => Problem::NoMemory(why),
+            });
+        }
         let ended = match ended {
-            Ended::BootFailed(reason) => return Err(Problem::Boot(reason)),
+            Ended::BootFailed(error) => return Err(Problem::Boot(error)),
             Ended::Exited(_) if runner.path == BootPath::Warm && delivered.is_none() => {
                 return Err(Problem::Stale);
             }
@@ -221,11 +273,7 @@ impl Node {
                 runner.told().await;
                 Ended::Answer(answer)
             }
-            other => match self.damage(runner.image.as_ref(), &other).await {
-                Some(problem) if delivered.is_none() => return Err(Problem::Boot(problem)),
-                Some(problem) => return Err(Problem::Damaged(problem)),
-                None => other,
-            },
+            other => other,
         };
         let path = runner.path;
         request.revision.succeeded(path);
@@ -237,7 +285,11 @@ impl Node {
             counters.died(reason);
         }
         // An instance that answered can go on; one that timed out or ended cannot.
-        let keep = keep && matches!(ended, Ended::Answer(_));
+        let then = match ended {
+            Ended::Answer(_) if then == Then::Keep && self.config.max_idle == 0 => Then::End,
+            Ended::Answer(_) => then,
+            _ => Then::End,
+        };
         let verdict = verdict(
             ended,
             &request.event.request_id,
@@ -278,12 +330,20 @@ impl Node {
             error_type: outcome.error_type.clone(),
             usage,
         };
-        if keep {
+        if then != Then::End {
             end.write(&runner);
             if request.options.log_tail {
                 outcome.log_tail = Some(runner.capture.tail());
             }
-            request.function.keep(runner, self.config.max_idle);
+            if let Some(badge) = &runner.badge {
+                badge.card.answered.fetch_add(1, Ordering::Relaxed);
+            }
+            if then == Then::PutBack {
+                self.put_back_named(runner);
+            } else {
+                self.instances.enlist(&mut runner, &request.function.key);
+                request.function.keep(runner);
+            }
         } else {
             let mut end = Some(end);
             if let Some(end) = end.take_if(|_| request.options.log_tail) {
@@ -291,7 +351,9 @@ impl Node {
                 outcome.log_tail = Some(runner.capture.tail());
             }
             let has_failed = outcome.error_type.is_some();
-            let rewinds = self.config.rewind && !has_failed && runner.image.is_some();
+            let can_rewind = |image: &LoadedImage| self.boot.can_rewind(image);
+            let rewinds =
+                self.config.rewind && !has_failed && runner.image.as_ref().is_some_and(can_rewind);
             let keep_alive = match self.serving(request.function).keep_alive {
                 KeepAlive::Fixed(seconds) => Duration::from_secs(seconds),
                 KeepAlive::Histogram => Duration::from_secs(self.config.keep_alive_s),
@@ -328,26 +390,36 @@ impl Node {
         if let Err(error) = self.boot.rewind(live, self.config.max_idle, keep).await {
             tracing::info!(
                 function,
-                reason = error.0,
+                reason = error.reason,
                 "an instance could not be rewound and is replaced"
             );
         }
     }
+}
 
-    /// Did an instance end because its snapshot is damaged?
-    async fn damage(&self, image: Option<&LoadedImage>, ended: &Ended) -> Option<String> {
-        let image = image?;
-        // The end of the process may be told faster than what led to it.
-        let is_likely = matches!(ended, Ended::Exited(ExitReason::Signal(libc::SIGBUS)))
-            && !self.boot.is_resident(image);
-        match is_likely {
-            true => tokio::time::timeout(LAST_NEWS, self.boot.problem_found(image))
-                .await
-                .ok(),
-            false => self.boot.problem(image),
-        }
+/// Between two looks at whether a request that runs uses a processor. Most are answered before the first.
+const LOOK: Duration = Duration::from_millis(50);
+/// Who uses less than this part of one rests.
+const RESTING: u32 = 16;
+
+/// Tells admission while the request rests: it sleeps, or waits for what others do, perhaps for another invocation that is
+/// to be admitted.
+async fn watch(runner: &Runner, permit: &Permit) -> Infallible {
+    let mut used = runner.cpu_time();
+    loop {
+        let begin = Instant::now();
+        tokio::time::sleep(LOOK).await;
+        let now = runner.cpu_time();
+        permit.rests(now.saturating_sub(used) * RESTING < begin.elapsed());
+        used = now;
     }
 }
 
-/// How long the news of a damaged page may take to come after the end of a process that touched it.
-const LAST_NEWS: Duration = Duration::from_millis(200);
+/// Did it end, or fail, because pages of its snapshot could not be filled? What a system call said of such a page a function
+/// may tell as an error of its own.
+async fn page_fault(runner: &Runner, ended: &Ended) -> Option<PageFault> {
+    match ended {
+        Ended::Answer(RuntimeAnswer::Response { .. }) => None,
+        _ => runner.page_fault().await,
+    }
+}

@@ -69,6 +69,9 @@ pub(crate) struct Counters {
     pub moves: Counter,
     /// Pages made unusable in an instance, because they could not be filled.
     pub poisoned: Counter,
+    /// Times that there was no memory for a page that somebody waits for, or for saying so. The daemon looks: a message might have
+    /// no memory, either.
+    pub shortages: Counter,
     /// What was done with pools that are gone.
     pub gone: PoolCounters,
 }

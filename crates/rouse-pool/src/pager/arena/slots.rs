@@ -1,9 +1,11 @@
 //! One pool, and the memory of one process.
 
+use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering, fence};
 
 use super::{Blob, Counter};
 use crate::pager::ranges::{Mapped, Ranges};
+use crate::pager::source::Source;
 
 const FREE: u32 = 0;
 const USED: u32 = 1;
@@ -17,8 +19,10 @@ pub(crate) struct PoolSlot {
     pages: AtomicU64,
     /// Descriptor of a copy of its stored pieces in memory; 0 when there is none.
     compressed: AtomicI32,
-    /// A [`PoolSource`](crate::pager::PoolSource), encoded.
-    pub source: Blob,
+    /// Not zero when it goes as soon as nobody maps it.
+    leaving: AtomicU32,
+    /// A [`Source`] of descriptors, encoded.
+    source: Blob,
     /// What was done with it.
     pub done: PoolCounters,
 }
@@ -91,13 +95,36 @@ impl PoolSlot {
         Some(before).filter(|fd| *fd > 0)
     }
 
+    /// Does it go as soon as nobody maps it?
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed) != 0
+    }
+
+    pub fn set_leaving(&self) {
+        self.leaving.store(1, Ordering::Relaxed);
+    }
+
+    /// The files that it is filled from. `None` when it cannot be understood.
+    pub fn source(&self) -> Option<Source<RawFd>> {
+        Source::<RawFd>::decode(&self.source.load())
+    }
+
+    /// All descriptors that belong to it.
+    pub fn descriptors(&self) -> Vec<RawFd> {
+        let mut all = vec![self.fd()];
+        all.extend(self.compressed());
+        all.extend(self.source().iter().flat_map(Source::files));
+        all
+    }
+
     /// Takes a free slot. `None` when the source is too long.
-    pub fn occupy(&self, id: u64, fd: i32, pages: u64, source: &[u8]) -> Option<()> {
-        self.source.store(source)?;
+    pub fn occupy(&self, id: u64, fd: i32, pages: u64, source: &Source<RawFd>) -> Option<()> {
+        self.source.store(&source.encode())?;
         self.id.store(id, Ordering::Relaxed);
         self.fd.store(fd, Ordering::Relaxed);
         self.pages.store(pages, Ordering::Relaxed);
         self.compressed.store(0, Ordering::Relaxed);
+        self.leaving.store(0, Ordering::Relaxed);
         self.done.all().into_iter().for_each(Counter::reset);
         self.state.store(USED, Ordering::Release);
         Some(())
@@ -127,6 +154,8 @@ struct RangeCell {
 pub(crate) struct WatchSlot {
     state: AtomicU32,
     fd: AtomicI32,
+    /// Descriptor of the record of what it touches; 0 when there is none.
+    record: AtomicI32,
     /// The registration that it belongs to: the instance's own, also for what it forked.
     token: AtomicU64,
     /// Not zero once the kernel has all registrations.
@@ -156,6 +185,11 @@ impl WatchSlot {
         self.token.load(Ordering::Relaxed)
     }
 
+    /// Descriptor of the record of what it touches.
+    pub fn record(&self) -> Option<i32> {
+        Some(self.record.load(Ordering::Relaxed)).filter(|fd| *fd > 0)
+    }
+
     pub fn is_registered(&self) -> bool {
         self.registered.load(Ordering::Acquire) != 0
     }
@@ -177,8 +211,17 @@ impl WatchSlot {
     }
 
     /// Takes a free slot. There must be at most [`MAX_POOLS_OF_WATCH`] pools.
-    pub fn occupy(&self, fd: i32, token: u64, child: bool, pools: &[u32], ranges: &Ranges) {
+    pub fn occupy(
+        &self,
+        fd: i32,
+        record: Option<i32>,
+        token: u64,
+        child: bool,
+        pools: &[u32],
+        ranges: &Ranges,
+    ) {
         self.fd.store(fd, Ordering::Relaxed);
+        self.record.store(record.unwrap_or(0), Ordering::Relaxed);
         self.token.store(token, Ordering::Relaxed);
         self.registered.store(0, Ordering::Relaxed);
         self.ending.store(0, Ordering::Relaxed);

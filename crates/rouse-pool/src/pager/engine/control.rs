@@ -11,7 +11,8 @@ use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags};
 
 use super::super::arena::Arena;
-use super::super::protocol::{MAX_PACKET, Notice};
+use super::super::protocol::{MAX_DESCRIPTORS, MAX_PACKET, Notice};
+use super::super::reserve::Ballast;
 
 /// A request, or why there is none.
 #[derive(Debug)]
@@ -58,8 +59,13 @@ impl Control {
         }
     }
 
-    /// Sends what is waiting, as far as the daemon takes it.
-    pub fn flush(&mut self, epoll: BorrowedFd<'_>) {
+    /// Sends what is waiting, as far as the daemon takes it. A packet takes memory, too, and it may be the one that says that there is
+    /// none: then `ballast` is let go of.
+    ///
+    /// Returns whether it is to be called again, later: there was no memory even so.
+    #[must_use]
+    pub fn flush(&mut self, epoll: BorrowedFd<'_>, ballast: &Ballast) -> bool {
+        let mut has_made_room = false;
         while let Some(packet) = self.waiting.front() {
             let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
             let sent = rustix::net::sendmsg(
@@ -69,7 +75,19 @@ impl Control {
                 flags,
             );
             match sent {
-                Err(Errno::AGAIN | Errno::NOBUFS) => return self.listen_for_room(epoll, true),
+                Err(Errno::AGAIN) => {
+                    self.listen_for_room(epoll, true);
+                    return false;
+                }
+                // The socket has room, and would say so each time.
+                Err(Errno::NOBUFS | Errno::NOMEM) if has_made_room => {
+                    self.listen_for_room(epoll, false);
+                    return true;
+                }
+                Err(Errno::NOBUFS | Errno::NOMEM) => {
+                    ballast.release();
+                    has_made_room = true;
+                }
                 Err(Errno::INTR) => {}
                 // Refused for good only when the daemon is gone, which shows up in `receive`.
                 _ => {
@@ -78,6 +96,12 @@ impl Control {
             }
         }
         self.listen_for_room(epoll, false);
+        false
+    }
+
+    /// Has the daemon got all that was to be said? One that is gone needs nothing.
+    pub fn has_said_all(&self) -> bool {
+        self.waiting.is_empty()
     }
 
     fn listen_for_room(&mut self, epoll: BorrowedFd<'_>, wanted: bool) {
@@ -103,7 +127,7 @@ impl Control {
         if self.closed {
             return Ok(Received::Nothing);
         }
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let socket = self.socket();
         let received = loop {

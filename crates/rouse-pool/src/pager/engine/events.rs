@@ -12,6 +12,7 @@ use super::super::ranges::{Mapped, Ranges};
 use super::demand::Waiter;
 use super::timers::{self, Timer};
 use super::{Engine, FIRST_WATCH, close_slot_fd};
+use crate::touches::Recorder;
 use crate::uffd::{Event, Userfaultfd};
 
 /// Faults of one thread at one address, with its page present, after which the address is not
@@ -31,6 +32,8 @@ pub(super) struct Watch {
     /// How often a thread faulted at an address whose page was present. Counted for each thread:
     /// many of them may come a moment too late for the same page.
     strikes: HashMap<(u64, u32), u32>,
+    /// What has been written down already of the pages that it touches, if that is asked for.
+    pub recorder: Option<Recorder>,
 }
 
 impl Engine {
@@ -52,11 +55,18 @@ impl Engine {
         let (mut faults, mut changed) = (Vec::new(), false);
         for event in events {
             match event {
-                Event::Fault { address, thread } => faults.push(Waiter {
-                    slot,
+                Event::Fault {
                     address,
                     thread,
-                }),
+                    present,
+                } => {
+                    let waiter = Waiter {
+                        slot,
+                        address,
+                        thread,
+                    };
+                    faults.push((waiter, present));
+                }
                 Event::Fork { fd } => {
                     self.arena.counters.forks.add(1);
                     self.adopt(slot, fd);
@@ -76,8 +86,12 @@ impl Engine {
         }
         self.arena.set_reading(None);
         self.arena.counters.faults.add(faults.len() as u64);
-        for waiter in faults {
-            self.fault(waiter, 0);
+        for (waiter, present) in faults {
+            self.note(waiter);
+            match present {
+                true => self.map(waiter),
+                false => self.fault(waiter, 0),
+            }
         }
     }
 
@@ -147,7 +161,7 @@ impl Engine {
             return self.control.send(Notice::Trouble { token, detail });
         };
         let cell = &self.arena.watches[slot];
-        cell.occupy(fd, token, true, &pools, &ranges);
+        cell.occupy(fd, None, token, true, &pools, &ranges);
         cell.set_registered();
         self.watch(slot, fd, token, pools, ranges);
         self.timers.add(timers::SWEEP, Timer::Sweep);
@@ -178,6 +192,7 @@ impl Engine {
             pools,
             rescue: None,
             strikes: HashMap::new(),
+            recorder: None,
         };
         self.watches.insert(slot, watch);
     }
@@ -199,12 +214,14 @@ impl Engine {
     /// Gives up a watch. Its memory must be gone, or must never have been registered.
     pub(super) fn forget(&mut self, slot: usize) {
         let cell = &self.arena.watches[slot];
-        let fd = cell.fd();
+        let (fd, record) = (cell.fd(), cell.record());
+        self.forget_waiters(slot);
         cell.free();
         if self.watches.remove(&slot).is_some() {
             let _ = epoll::delete(&self.epoll, self.borrow(fd));
         }
         close_slot_fd(fd);
+        record.into_iter().for_each(close_slot_fd);
     }
 }
 

@@ -3,12 +3,12 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use rouse_snapshot::page_map::{Class, Piece};
+use rouse_snapshot::page_map::{Class, PageMap, Piece};
 
-use super::super::batch::{Plan, Purpose, Unfilled, plans};
+use super::super::batch::{Batch, Plan, Purpose, Unfilled, plans};
 use super::super::protocol::{Failure, Outcome};
 use super::Engine;
-use super::demand::Waiter;
+use super::demand::{Unusable, Waiter};
 
 /// Pages of a pool that is filled as a whole if it is not known what of it is needed: 8 MiB.
 const FEW: u64 = 2048;
@@ -17,7 +17,7 @@ const FEW: u64 = 2048;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Goal {
     /// The working set of a pool is in, as far as it can be: counts for these requests.
-    WorkingSet { requests: Vec<u64> },
+    WorkingSet { requests: Vec<Waiting> },
     /// Everything is in: a request is answered, or fails with what is missing.
     Everything { request: u64 },
     /// These pages of a pool are in: as above.
@@ -28,6 +28,14 @@ pub(super) enum Goal {
     },
     /// Whoever waits in that process goes on.
     Rescue { slot: usize },
+}
+
+/// A request that waits for a working set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Waiting {
+    request: u64,
+    /// For all of it, or only for what has to be in before the rest?
+    whole: bool,
 }
 
 /// A request that ends when some working sets are in: how many are missing, and how many pages of pieces that could not
@@ -46,8 +54,29 @@ pub(super) struct Job {
     pub pools: Vec<usize>,
     plans: VecDeque<Plan>,
     running: usize,
+    /// Plans that have to be done before a working set counts as being in.
+    first_left: usize,
     missing: u64,
     first_failure: Option<(Failure, String)>,
+}
+
+impl Job {
+    /// Plans that hold some of these pages come before the others. Of what runs already it is waited for as it was.
+    fn put_first(&mut self, map: &PageMap, first: &[Range<u64>]) {
+        let is_wanted = |piece: &usize| {
+            let held = map.pieces()[*piece].range();
+            (first.iter()).any(|range| range.start < held.end && held.start < range.end)
+        };
+        let count = |plans: &VecDeque<Plan>| plans.iter().filter(|plan| plan.is_first).count();
+        self.first_left -= count(&self.plans);
+        for plan in &mut self.plans {
+            plan.is_first = plan.pieces.iter().any(is_wanted);
+        }
+        self.first_left += count(&self.plans);
+        // Stable: both parts stay in the order of the disk.
+        let plans = self.plans.make_contiguous();
+        plans.sort_by_key(|plan| !plan.is_first);
+    }
 }
 
 impl Engine {
@@ -79,9 +108,9 @@ impl Engine {
                         .map(|(index, _)| index);
                     todo.extend(plans(*pool, map, absent.collect()));
                 }
-                Err(detail) => {
-                    self.report(*pool, 0, None, Failure::Damaged, detail.clone());
-                    first_failure = Some((Failure::Damaged, detail));
+                Err(Unusable { reason, detail }) => {
+                    self.report(*pool, 0, None, reason, detail.clone());
+                    first_failure = Some((reason, detail));
                 }
             }
         }
@@ -90,6 +119,7 @@ impl Engine {
         let job = Job {
             goal,
             pools,
+            first_left: todo.len(),
             plans: todo,
             running: 0,
             missing: 0,
@@ -101,29 +131,70 @@ impl Engine {
 
     /// Fills the hot pieces of pools, then answers a request. A pool whose working set is on its way is not begun anew. Of
     /// one of which nothing is known yet, all pieces are wanted if they are few: a small pool is filled in less time than
-    /// the first call would need for its faults.
-    pub(super) fn prefetch(&mut self, request: u64, pools: &[usize]) {
+    /// the first call would need for its faults. Whoever does not wait for the `whole` of it waits
+    /// for the pages that come `first`, if anybody has said which.
+    pub(super) fn prefetch(
+        &mut self,
+        request: u64,
+        pools: &[usize],
+        first: &[Range<u64>],
+        whole: bool,
+    ) {
         let left = pools.len();
         if left == 0 {
             return self.answer(request, Ok(0));
         }
         self.awaited.insert(request, Awaited { left, missing: 0 });
         for pool in pools {
-            let under_way = self.jobs.values_mut().find_map(|job| match &mut job.goal {
-                Goal::WorkingSet { requests } if job.pools == [*pool] => Some(requests),
-                _ => None,
-            });
-            if let Some(requests) = under_way {
-                requests.push(request);
+            let under_way = self
+                .jobs
+                .iter_mut()
+                .find_map(|(id, job)| match &mut job.goal {
+                    Goal::WorkingSet { requests } if job.pools == [*pool] => Some((*id, requests)),
+                    _ => None,
+                });
+            let waiting = Waiting { request, whole };
+            if let Some((id, requests)) = under_way {
+                requests.push(waiting);
+                self.put_first(id, *pool, first);
                 continue;
             }
-            let requests = vec![request];
+            let requests = vec![waiting];
             let goal = Goal::WorkingSet { requests };
             let all = self.pool(*pool).is_ok_and(|work| {
                 let map = &work.open.map;
                 map.pages() <= FEW && map.pieces().iter().all(|piece| piece.class != Class::Hot)
             });
-            self.start_job(goal, vec![*pool], |piece| all || piece.class == Class::Hot);
+            let job = self.start_job(goal, vec![*pool], |piece| all || piece.class == Class::Hot);
+            self.put_first(job, *pool, first);
+        }
+    }
+
+    /// What holds some of these pages of a pool is done first, of what has not been begun, if there are any. Ends requests whose part
+    /// is in.
+    fn put_first(&mut self, id: u64, pool: usize, first: &[Range<u64>]) {
+        if let (Some(job), Some(work)) = (self.jobs.get_mut(&id), self.pools.get(&pool))
+            && !first.is_empty()
+        {
+            job.put_first(&work.open.map, first);
+        }
+        self.end_first(id);
+    }
+
+    /// Ends the requests that wait for a working set, if what is waited for is in. The rest of the job goes on.
+    fn end_first(&mut self, id: u64) {
+        let Some(job) = self.jobs.get_mut(&id) else {
+            return;
+        };
+        if job.first_left > 0 {
+            return;
+        }
+        let missing = job.missing;
+        if let Goal::WorkingSet { requests } = &mut job.goal {
+            let ended: Vec<Waiting> = requests.extract_if(.., |waiting| !waiting.whole).collect();
+            for waiting in ended {
+                self.end_working_set(waiting.request, missing);
+            }
         }
     }
 
@@ -185,7 +256,8 @@ impl Engine {
     }
 
     /// A batch of a job is done.
-    pub(super) fn finish_job_batch(&mut self, id: u64, pool: usize, unfilled: &[Unfilled]) {
+    pub(super) fn finish_job_batch(&mut self, id: u64, batch: &Batch, unfilled: &[Unfilled]) {
+        let pool = batch.pool;
         for Unfilled {
             piece,
             reason,
@@ -206,7 +278,9 @@ impl Engine {
         }
         if let Some(job) = self.jobs.get_mut(&id) {
             job.running -= 1;
+            job.first_left -= usize::from(batch.is_first);
         }
+        self.end_first(id);
     }
 
     fn end_job(&mut self, id: u64) {
@@ -215,8 +289,8 @@ impl Engine {
         };
         match job.goal {
             Goal::WorkingSet { requests } => {
-                for request in requests {
-                    self.end_working_set(request, job.missing);
+                for waiting in requests {
+                    self.end_working_set(waiting.request, job.missing);
                 }
             }
             Goal::Everything { request } => {
@@ -237,7 +311,7 @@ impl Engine {
                 };
                 self.answer(request, outcome);
             }
-            Goal::Rescue { slot } => self.end_rescue(slot, job.first_failure.is_some()),
+            Goal::Rescue { slot } => self.end_rescue(slot, job.first_failure),
         }
     }
 
@@ -253,7 +327,7 @@ impl Engine {
     fn are_present(&mut self, slot: usize, ranges: &[Range<u64>]) -> Outcome {
         let work = self
             .pool(slot)
-            .map_err(|detail| (Failure::Damaged, detail))?;
+            .map_err(|unusable| (unusable.reason, unusable.detail))?;
         let is_in = |range: &Range<u64>| work.target.is_present(range.clone());
         match ranges.iter().all(is_in) {
             true => Ok(0),
@@ -282,7 +356,7 @@ impl Engine {
         }
     }
 
-    fn end_rescue(&mut self, slot: usize, incomplete: bool) {
+    fn end_rescue(&mut self, slot: usize, failure: Option<(Failure, String)>) {
         let Some(watch) = self.watches.get_mut(&slot) else {
             return;
         };
@@ -293,9 +367,9 @@ impl Engine {
         for waiter in waiting {
             // Their page may be among those that could not be filled: without an end of this they
             // would come here again and again.
-            match incomplete {
-                true => self.poison(waiter),
-                false => self.wake(waiter),
+            match &failure {
+                Some((reason, detail)) => self.poison(waiter, *reason, detail),
+                None => self.wake(waiter),
             }
         }
     }

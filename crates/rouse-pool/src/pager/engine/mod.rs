@@ -22,6 +22,7 @@ mod jobs;
 mod requests;
 mod takeover;
 mod timers;
+mod touches;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
@@ -67,6 +68,8 @@ pub(crate) struct Engine {
     /// Pools that were used; others are known by their slots only. They stay open as long as the daemon has them: a page
     /// map and packs that were opened once can be used even when a snapshot has been stored anew since.
     pools: HashMap<usize, PoolWork>,
+    /// Pools that go as soon as nobody maps them.
+    leaving: HashSet<usize>,
     /// Between which pages of a pool the pager has filled it and not unmapped it since.
     mapped: HashMap<usize, Range<u64>>,
     watches: HashMap<usize, Watch>,
@@ -75,6 +78,8 @@ pub(crate) struct Engine {
     scratch: Scratch,
     /// Who waits for which piece: (slot of the pool, index in its page map).
     demands: HashMap<(usize, usize), Vec<Waiter>>,
+    /// Pieces that jobs are reading or decoding: (slot of the pool, index in its page map).
+    under_way: HashSet<(usize, usize)>,
     /// Reads that somebody waits for.
     demand_reads: usize,
     jobs: BTreeMap<u64, Job>,
@@ -108,12 +113,17 @@ impl Engine {
             control,
             own: Arc::new(Own { uffd, ballast }),
             pools: HashMap::new(),
+            leaving: arena
+                .used_pools()
+                .filter(|slot| arena.pools[*slot].is_leaving())
+                .collect(),
             mapped: HashMap::new(),
             watches: HashMap::new(),
             reads: Reads::new(),
             decoders: Decoders::start()?,
             scratch: Scratch::default(),
             demands: HashMap::new(),
+            under_way: HashSet::new(),
             demand_reads: 0,
             jobs: BTreeMap::new(),
             awaited: HashMap::new(),
@@ -136,7 +146,7 @@ impl Engine {
         }
         engine.take_over(lost);
         // Before the first wait: the daemon sends nothing again until it is greeted.
-        engine.control.flush(engine.epoll.as_fd());
+        engine.flush();
         Ok(engine)
     }
 
@@ -163,8 +173,9 @@ impl Engine {
             }
             self.run_timers();
             self.advance_jobs();
+            self.let_pools_go();
             self.reads.submit();
-            self.control.flush(self.epoll.as_fd());
+            self.flush();
             self.unmap_filled();
         }
         Ok(())
@@ -182,6 +193,14 @@ impl Engine {
         match epoll::wait(&self.epoll, buffer, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Sends what is waiting for the daemon.
+    fn flush(&mut self) {
+        if self.control.flush(self.epoll.as_fd(), &self.own.ballast) {
+            self.arena.counters.shortages.add(1);
+            self.timers.add(timers::MEMORY, Timer::Flush);
         }
     }
 

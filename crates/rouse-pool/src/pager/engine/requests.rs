@@ -1,7 +1,7 @@
 //! What the daemon asks for. Every request may come again, after a pager died over it.
 
 use std::ops::Range;
-use std::os::fd::{IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
 
 use rouse_snapshot::model::PAGE_SIZE;
 
@@ -9,8 +9,9 @@ use super::super::arena::MAX_POOLS_OF_WATCH;
 use super::super::batch::chain;
 use super::super::protocol::{Failure, Notice, Outcome, Request, WireMapping};
 use super::super::ranges::{Mapped, Ranges};
-use super::super::source::PoolSource;
+use super::super::source::Names;
 use super::control::Received;
+use super::demand::Unusable;
 use super::events::spans;
 use super::jobs::Goal;
 use super::timers::{self, Timer};
@@ -50,27 +51,32 @@ impl Engine {
         self.control.send(Notice::Answer { id, outcome });
     }
 
-    fn serve(&mut self, id: u64, request: Request, mut fds: Vec<OwnedFd>) {
+    fn serve(&mut self, id: u64, request: Request, fds: Vec<OwnedFd>) {
+        let mut fds = fds.into_iter();
         let outcome = match request {
             Request::AddPool {
                 pool,
                 pages,
                 source,
-            } => self.add_pool(pool, pages, &source, fds.pop()),
+            } => self.add_pool(pool, pages, &source, fds.collect()),
             Request::RemovePool { pool } => self.remove_pool(pool),
+            Request::Echo => Ok(0),
             Request::Register {
                 token,
                 prefetch,
-                exact,
+                neighbours,
                 mappings,
-            } => match self.register(token, &mappings, exact, fds.pop()) {
-                Ok(pools) if prefetch => return self.prefetch(id, &pools),
+            } => match self.register(token, &mappings, neighbours, [fds.next(), fds.next()]) {
+                Ok(pools) if prefetch => return self.prefetch(id, &pools, &[], false),
                 Ok(_) => Ok(0),
                 Err(error) => Err(error),
             },
             Request::Unregister { token } => self.unregister(token),
-            Request::Prefetch { pool } => match self.slot_of(pool) {
-                Ok(slot) => return self.prefetch(id, &[slot]),
+            Request::Prefetch { pool, first } => match self.slot_of(pool) {
+                Ok(slot) => {
+                    let whole = first.is_empty();
+                    return self.prefetch(id, &[slot], &first, whole);
+                }
                 Err(error) => Err(error),
             },
             Request::FillAll { pool } => match self.slot_of(pool) {
@@ -86,7 +92,7 @@ impl Engine {
                 Err(error) => Err(error),
             },
             Request::Evict { pool, ranges } => self.evict(pool, ranges),
-            Request::HoldCompressed { pool } => self.hold_compressed(pool, fds.pop()),
+            Request::HoldCompressed { pool } => self.hold_compressed(pool, fds.next()),
             Request::DropCompressed { pool } => self.drop_compressed(pool),
         };
         self.answer(id, outcome);
@@ -103,27 +109,29 @@ impl Engine {
         &mut self,
         pool: u64,
         pages: u64,
-        source: &PoolSource,
-        file: Option<OwnedFd>,
+        source: &Names,
+        mut files: Vec<OwnedFd>,
     ) -> Outcome {
         if self.arena.find_pool(pool).is_some() {
             return Ok(0);
         }
-        let Some(file) = file else {
-            return failure(Failure::Malformed, "a pool without its memory file");
+        let of_source = files.split_off(files.len().min(1));
+        let (Some(file), Some(source)) = (files.pop(), source.with(of_source)) else {
+            return failure(Failure::Malformed, "a pool without its files");
         };
         let Some(slot) = self.arena.free_pool() else {
             return failure(Failure::Full, "there are too many pools");
         };
-        let fd = file.into_raw_fd();
-        let source = source.encode();
-        if self.arena.pools[slot]
-            .occupy(pool, fd, pages, &source)
-            .is_none()
-        {
-            close_slot_fd(fd);
-            return failure(Failure::Malformed, "the paths of the source are too long");
+        let held = source.map(OwnedFd::as_raw_fd);
+        let cell = &self.arena.pools[slot];
+        if cell.occupy(pool, file.as_raw_fd(), pages, &held).is_none() {
+            return failure(Failure::Malformed, "the pool has too many files");
         }
+        // The slot owns them now.
+        let _ = file.into_raw_fd();
+        source.into_files().for_each(|file| {
+            let _ = file.into_raw_fd();
+        });
         Ok(0)
     }
 
@@ -131,20 +139,33 @@ impl Engine {
         let Some(slot) = self.arena.find_pool(pool) else {
             return Ok(0);
         };
-        if self.is_pool_used(slot) {
-            return failure(Failure::Busy, "instances that map the pool still live");
+        // In the slot first: that is where the next pager looks.
+        self.arena.pools[slot].set_leaving();
+        self.leaving.insert(slot);
+        self.let_pools_go();
+        Ok(0)
+    }
+
+    /// Frees the pools that are to go and that nobody maps any more.
+    pub(super) fn let_pools_go(&mut self) {
+        let unused = |slot: &&usize| !self.is_pool_used(**slot);
+        let gone: Vec<usize> = self.leaving.iter().filter(unused).copied().collect();
+        for slot in gone {
+            self.leaving.remove(&slot);
+            self.free_pool(slot);
         }
+    }
+
+    fn free_pool(&mut self, slot: usize) {
         self.pools.remove(&slot);
         self.mapped.remove(&slot);
-        self.reported.retain(|(reported, _, _)| *reported != pool);
         let cell = &self.arena.pools[slot];
-        let fd = cell.fd();
-        let copy = cell.set_compressed(None);
+        let pool = cell.id();
+        self.reported.retain(|(reported, _, _)| *reported != pool);
+        let descriptors = cell.descriptors();
         cell.done.move_to(&self.arena.counters.gone);
         cell.free();
-        close_slot_fd(fd);
-        copy.into_iter().for_each(close_slot_fd);
-        Ok(0)
+        descriptors.into_iter().for_each(close_slot_fd);
     }
 
     /// Returns the slots of the pools that are mapped.
@@ -152,8 +173,8 @@ impl Engine {
         &mut self,
         token: u64,
         mappings: &[WireMapping],
-        exact: bool,
-        uffd: Option<OwnedFd>,
+        neighbours: Neighbours,
+        [uffd, record]: [Option<OwnedFd>; 2],
     ) -> Result<Vec<usize>, (Failure, String)> {
         let Some(uffd) = uffd else {
             return failure(Failure::Malformed, "a registration without a userfaultfd");
@@ -176,12 +197,9 @@ impl Engine {
         };
         let fd = uffd.into_raw_fd();
         let cell = &self.arena.watches[slot];
-        cell.occupy(fd, token, false, &pools, &ranges);
+        let record = record.map(IntoRawFd::into_raw_fd);
+        cell.occupy(fd, record, token, false, &pools, &ranges);
         let uffd = Userfaultfd::new(self.borrow(fd));
-        let neighbours = match exact {
-            true => Neighbours::Left,
-            false => Neighbours::Mapped,
-        };
         let registered = uffd.enable(Events::All).and_then(|()| {
             spans(&ranges)
                 .into_iter()
@@ -194,6 +212,7 @@ impl Engine {
             return failure(Failure::Kernel, detail);
         }
         self.watch(slot, fd, token, pools.clone(), ranges);
+        self.resume_record(slot);
         self.arena.watches[slot].set_registered();
         Ok(slots())
     }
@@ -287,7 +306,7 @@ impl Engine {
         let slot = self.slot_of(pool)?;
         let target = match self.pool(slot) {
             Ok(work) => work.target.clone(),
-            Err(detail) => return failure(Failure::Damaged, detail),
+            Err(Unusable { reason, detail }) => return failure(reason, detail),
         };
         let mut evicted = 0;
         for range in ranges {

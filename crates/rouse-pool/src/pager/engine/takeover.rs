@@ -36,13 +36,17 @@ pub(super) fn sweep(arena: &'static Arena) -> io::Result<Lost> {
     let mut known: HashSet<RawFd> = (0..=2).collect();
     known.insert(arena.socket.load(Ordering::Relaxed));
     known.insert(arena.device.load(Ordering::Relaxed));
-    known.extend(arena.used_pools().map(|slot| arena.pools[slot].fd()));
     known.extend(
         arena
             .used_pools()
-            .filter_map(|slot| arena.pools[slot].compressed()),
+            .flat_map(|slot| arena.pools[slot].descriptors()),
     );
     known.extend(arena.used_watches().map(|slot| arena.watches[slot].fd()));
+    known.extend(
+        arena
+            .used_watches()
+            .filter_map(|slot| arena.watches[slot].record()),
+    );
     let own = arena.own_uffd.load(Ordering::Relaxed);
     let mut children = Vec::new();
     for fd in open_descriptors()? {
@@ -92,6 +96,7 @@ impl Engine {
             if cell.is_registered() {
                 let (pools, ranges) = (cell.pools(), cell.read_ranges());
                 self.watch(slot, cell.fd(), cell.token(), pools, ranges);
+                self.resume_record(slot);
             }
             if cell.is_ending() {
                 self.timers.add(timers::ENDING, Timer::Ending(cell.token()));

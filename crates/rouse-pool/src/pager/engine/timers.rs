@@ -15,6 +15,8 @@ pub(super) const MEMORY: Duration = Duration::from_millis(20);
 pub(super) const MAX_MEMORY: u32 = 250;
 /// An unread event is in the way of poisoning.
 pub(super) const POISON: Duration = Duration::from_micros(300);
+/// The same, of mapping a page.
+pub(super) const MAP: Duration = POISON;
 /// Between two looks for processes that have ended.
 pub(super) const SWEEP: Duration = Duration::from_millis(500);
 /// The same, of an instance of which the daemon has said that it ends.
@@ -26,8 +28,12 @@ pub(super) enum Timer {
     Fault(Waiter, u32),
     /// Try to fill a piece again: (slot of the pool, piece).
     Memory(usize, usize),
+    /// Try again to send what there was no memory to send.
+    Flush,
     /// Try to poison again.
     Poison(Waiter),
+    /// Try to map a page that is present again.
+    Map(Waiter),
     /// Look for processes that have ended.
     Sweep,
     /// The same for one instance.
@@ -43,6 +49,16 @@ impl Timers {
         if !self.0.iter().any(|(_, other)| *other == timer) {
             self.0.push((Instant::now() + after, timer));
         }
+    }
+
+    /// Forgets what was to be done for threads of a process.
+    pub fn forget(&mut self, slot: usize) {
+        self.0.retain(|(_, timer)| match timer {
+            Timer::Fault(waiter, _) | Timer::Poison(waiter) | Timer::Map(waiter) => {
+                waiter.slot != slot
+            }
+            Timer::Memory(..) | Timer::Flush | Timer::Sweep | Timer::Ending(_) => true,
+        });
     }
 
     /// How long until the next is due.
@@ -69,7 +85,10 @@ impl Engine {
             match timer {
                 Timer::Fault(waiter, attempts) => self.fault(waiter, attempts),
                 Timer::Memory(pool, piece) => self.retry(pool, piece),
-                Timer::Poison(waiter) => self.poison(waiter),
+                // It is, at the end of each round.
+                Timer::Flush => {}
+                Timer::Poison(waiter) => self.poison_now(waiter),
+                Timer::Map(waiter) => self.map(waiter),
                 Timer::Sweep => {
                     self.bury(None);
                     let children =

@@ -15,6 +15,8 @@ use crate::checkpoint::files::as_path;
 
 /// Where the file systems of a sandbox are mounted.
 const MOUNTS: [&str; 5] = ["root", "root/tmp", "root/var/task", "root/dev/shm", "cwd"];
+/// Where the overlays of a sandbox are mounted; the root is the first.
+const OVERLAYS: [&[u8]; 3] = [b"", b"/var/task", b"/var/runtime"];
 /// `MAX_HANDLE_SZ`.
 const HANDLE_MAX: usize = 128;
 
@@ -73,17 +75,17 @@ fn find(pid: i32, watch: &RawInotifyWatch) -> Option<Vec<u8>> {
 fn find_behind_overlay(pid: i32, watch: &RawInotifyWatch) -> Option<Vec<u8>> {
     let (kind, handle) = behind_overlay(watch.handle_type, &watch.handle)?;
     let on_host = path_by_handle(&File::open("/").ok()?, kind, handle)?;
-    let suffixes = (0..on_host.len()).filter(|at| on_host[*at] == b'/');
+    let ends = (0..on_host.len()).filter(|at| on_host[*at] == b'/');
+    // The directory itself, where a layer begins.
+    let suffixes = ends.map(|at| &on_host[at..]).chain([&b""[..]]);
+    let path = |suffix: &[u8]| OVERLAYS.map(|mount| [mount, suffix].concat());
     // An overlay reports other device numbers for its files than its own, so handles are compared instead.
-    suffixes
-        .map(|at| &on_host[at..])
-        .find(|path| {
-            let found = handle_of(&in_sandbox(pid, path));
-            found.is_some_and(|(kind, handle)| {
-                (kind, handle.as_slice()) == (watch.handle_type, &watch.handle)
-            })
+    suffixes.flat_map(path).find(|path| {
+        let found = handle_of(&in_sandbox(pid, path));
+        found.is_some_and(|(kind, handle)| {
+            (kind, handle.as_slice()) == (watch.handle_type, &watch.handle)
         })
-        .map(<[u8]>::to_vec)
+    })
 }
 
 /// The handle inside of a handle: three bytes of padding, then the kernel's `struct ovl_fb`.

@@ -7,6 +7,8 @@ mod pipes;
 mod socket_options;
 mod socket_pairs;
 mod sockets;
+mod unix_peers;
+mod unix_queues;
 
 use std::fs::Metadata;
 use std::os::fd::OwnedFd;
@@ -26,6 +28,7 @@ use super::kcmp;
 use super::pages::PageSaver;
 use super::proc_files;
 use super::shared_memory::SharedObjects;
+use super::{Afterwards, CheckpointTarget};
 
 /// `/dev/null`, `zero`, `full`, `random`, `urandom`: they hold no state.
 const HARMLESS_DEVICES: [(u32, u32); 5] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9)];
@@ -42,6 +45,7 @@ pub(super) struct DescriptorReader<'a, 'f> {
     pidfd: OwnedFd,
     api_client_port: u16,
     log_inode: u64,
+    afterwards: Afterwards,
     files: &'a mut FileTable<'f>,
     pages: &'a mut PageSaver,
     shared: &'a mut SharedObjects,
@@ -79,13 +83,12 @@ impl Open {
 
 impl<'a, 'f> DescriptorReader<'a, 'f> {
     pub(super) fn new(
-        pid: i32,
-        api_client_port: u16,
-        log_inode: u64,
+        target: &CheckpointTarget<'_>,
         files: &'a mut FileTable<'f>,
         pages: &'a mut PageSaver,
         shared: &'a mut SharedObjects,
     ) -> Result<Self, CheckpointError> {
+        let pid = target.pid;
         let pidfd = Pid::from_raw(pid)
             .ok_or(rustix::io::Errno::SRCH)
             .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()))
@@ -93,8 +96,9 @@ impl<'a, 'f> DescriptorReader<'a, 'f> {
         Ok(Self {
             pid,
             pidfd,
-            api_client_port,
-            log_inode,
+            api_client_port: target.api_client_port,
+            log_inode: target.log_inode,
+            afterwards: target.afterwards,
             files,
             pages,
             shared,
@@ -105,7 +109,7 @@ impl<'a, 'f> DescriptorReader<'a, 'f> {
         })
     }
 
-    /// Reads all descriptors. Takes what is in pipes and sockets: the process must not run again.
+    /// Reads all descriptors. Of a process that ends it takes what is in sockets.
     pub(super) fn read(mut self) -> Result<(Vec<Descriptor>, Vec<Description>), CheckpointError> {
         let fds = proc_files::numeric_entries(self.pid, "fd")?;
         let mut descriptors = Vec::with_capacity(fds.len());
@@ -134,7 +138,7 @@ impl<'a, 'f> DescriptorReader<'a, 'f> {
         descriptors.sort_by_key(|descriptor| descriptor.fd);
         for (index, kind) in pipes::resolve(&self.pipes)?
             .into_iter()
-            .chain(socket_pairs::resolve(&self.unix_sockets)?)
+            .chain(self.unix_kinds()?)
         {
             descriptions[index].kind = kind;
         }
@@ -147,6 +151,14 @@ impl<'a, 'f> DescriptorReader<'a, 'f> {
             });
         }
         Ok((descriptors, descriptions))
+    }
+
+    /// Says for each connected UNIX socket what it is.
+    fn unix_kinds(&self) -> Result<Vec<(usize, DescriptionKind)>, CheckpointError> {
+        match self.afterwards {
+            Afterwards::Ends => socket_pairs::resolve(&self.unix_sockets),
+            Afterwards::GoesOn => unix_peers::resolve(self.pid, &self.unix_sockets),
+        }
     }
 
     /// Groups of descriptors with one description, in the order of their lowest.
@@ -304,7 +316,13 @@ impl<'a, 'f> DescriptorReader<'a, 'f> {
         let groups = self
             .multicast_groups
             .get_or_insert_with(|| multicast::groups(self.pid));
-        match sockets::identify(&socket, open.fd, self.api_client_port, groups)? {
+        match sockets::identify(
+            &socket,
+            open.fd,
+            self.api_client_port,
+            groups,
+            self.afterwards,
+        )? {
             SocketKind::Known(kind) => Ok(kind),
             SocketKind::ConnectedUnix { kind } => {
                 self.unix_sockets.push(UnixSocket {

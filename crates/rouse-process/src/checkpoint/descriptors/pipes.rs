@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use rouse_snapshot::model::DescriptionKind;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::pipe::{PipeFlags, SpliceFlags};
 
 use crate::checkpoint::error::{CheckpointError, Obstacle};
 
@@ -30,7 +31,7 @@ impl PipeEnd {
     }
 }
 
-/// Says for each end what it is: (index of the description, kind). Takes what is in the pipes.
+/// Says for each end what it is: (index of the description, kind).
 pub(super) fn resolve(ends: &[PipeEnd]) -> Result<Vec<(usize, DescriptionKind)>, CheckpointError> {
     let mut pipes: BTreeMap<u64, Vec<&PipeEnd>> = BTreeMap::new();
     for end in ends {
@@ -41,7 +42,7 @@ pub(super) fn resolve(ends: &[PipeEnd]) -> Result<Vec<(usize, DescriptionKind)>,
         let has_writer = ends.iter().any(|end| end.is_write_end());
         let has_reader = ends.iter().any(|end| !end.is_write_end());
         let has_both_ends = has_reader && has_writer;
-        let mut content_taken = false;
+        let mut content_read = false;
         for end in ends {
             refuse_unusual(end)?;
             if !has_both_ends && !other_end_is_closed(end)? {
@@ -49,15 +50,15 @@ pub(super) fn resolve(ends: &[PipeEnd]) -> Result<Vec<(usize, DescriptionKind)>,
             }
             let capacity = rustix::pipe::fcntl_getpipe_size(&end.pipe)
                 .map_err(CheckpointError::kernel("fcntl(F_GETPIPE_SZ)"))?;
-            let mut content = Vec::new();
-            if !end.is_write_end() && !content_taken {
-                content_taken = true;
-                content = take_content(&end.pipe)?;
+            let mut held = Vec::new();
+            if !end.is_write_end() && !content_read {
+                content_read = true;
+                held = content(&end.pipe, capacity)?;
             }
             let kind = DescriptionKind::Pipe {
                 pipe,
                 write_end: end.is_write_end(),
-                content,
+                content: held,
                 capacity: capacity as u32,
             };
             resolved.push((end.description, kind));
@@ -95,7 +96,8 @@ fn other_end_is_closed(end: &PipeEnd) -> Result<bool, CheckpointError> {
         .intersects(PollFlags::HUP | PollFlags::ERR))
 }
 
-fn take_content(pipe: &OwnedFd) -> Result<Vec<u8>, CheckpointError> {
+/// What is in a pipe, which stays in it: `tee` makes a second pipe that holds the same.
+fn content(pipe: &OwnedFd, capacity: usize) -> Result<Vec<u8>, CheckpointError> {
     let mut len: libc::c_int = 0;
     // SAFETY: FIONREAD writes one int, to a variable of that type.
     if unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &raw mut len) } < 0 {
@@ -104,10 +106,21 @@ fn take_content(pipe: &OwnedFd) -> Result<Vec<u8>, CheckpointError> {
         ));
     }
     let mut content = vec![0; len as usize];
+    if content.is_empty() {
+        return Ok(content);
+    }
+    let (copy, into) =
+        rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(CheckpointError::kernel("pipe2"))?;
+    rustix::pipe::fcntl_setpipe_size(&into, capacity)
+        .map_err(CheckpointError::kernel("fcntl(F_SETPIPE_SZ)"))?;
+    // Everything is there already and has room, so nothing blocks.
+    let held = rustix::pipe::tee(pipe, &into, content.len(), SpliceFlags::NONBLOCK)
+        .map_err(CheckpointError::kernel("tee"))?;
+    drop(into);
+    content.truncate(held);
     let mut done = 0;
-    // Everything is there already, so this does not block.
     while done < content.len() {
-        done += match rustix::io::read(pipe, &mut content[done..]) {
+        done += match rustix::io::read(&copy, &mut content[done..]) {
             Ok(0) => break,
             Ok(count) => count,
             Err(rustix::io::Errno::INTR) => 0,

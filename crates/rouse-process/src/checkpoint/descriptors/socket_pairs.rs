@@ -1,23 +1,18 @@
-//! Connected UNIX sockets: what is queued in them, and which belong together.
+//! Connected UNIX sockets of a process that ends: what is queued in them, and which belong together.
 //!
-//! The kernel does not say directly who a socket's peer is. But the process never runs again, so its sockets may be
+//! Not every kernel says who a socket's peer is. But the process never runs again, so its sockets may be
 //! used: after all queues are read, every socket sends its own number, and whoever receives it is the peer.
+//! Those of a process that goes on must not be used: see [`super::unix_peers`].
 
-use std::io::IoSliceMut;
-use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 
 use rouse_snapshot::model::DescriptionKind;
 use rustix::io::Errno;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send};
+use rustix::net::{RecvFlags, SendFlags, send};
 
-use super::socket_options;
+use super::{socket_options, unix_queues};
+use crate::checkpoint::Afterwards;
 use crate::checkpoint::error::{CheckpointError, Obstacle};
-
-/// Larger than any message: `net.core.wmem_max` is about 208 KiB.
-const MESSAGE_MAX: usize = 1 << 20;
-/// Descriptors in one message, at most (`SCM_MAX_FD`).
-const RIGHTS_MAX: usize = 253;
 
 /// A connected UNIX socket of the process.
 #[derive(Debug)]
@@ -36,7 +31,8 @@ pub(super) struct UnixSocket {
 pub(super) fn resolve(
     sockets: &[UnixSocket],
 ) -> Result<Vec<(usize, DescriptionKind)>, CheckpointError> {
-    let queues = sockets.iter().map(drain).collect::<Result<Vec<_>, _>>()?;
+    let take = |socket: &UnixSocket| unix_queues::read(socket, Afterwards::Ends);
+    let queues = sockets.iter().map(take).collect::<Result<Vec<_>, _>>()?;
     for (number, socket) in (0u32..).zip(sockets) {
         // A socket whose peer is gone, or shut down, cannot send.
         let _ = send(
@@ -49,15 +45,36 @@ pub(super) fn resolve(
         .iter()
         .map(heard_from)
         .collect::<Result<Vec<_>, _>>()?;
-    let mut resolved = Vec::with_capacity(sockets.len());
+    let hears = |listener: usize, speaker: usize| heard[listener].contains(&(speaker as u32));
+    let all = 0..sockets.len();
+    let mut peers = Vec::with_capacity(sockets.len());
+    for (own, socket) in sockets.iter().enumerate() {
+        let is_peer = |peer: &usize| *peer != own && (hears(own, *peer) || hears(*peer, own));
+        let peer = all.clone().find(is_peer);
+        if peer.is_some_and(|peer| !hears(own, peer) || !hears(peer, own)) {
+            return Err(half_closed(socket));
+        }
+        peers.push(peer);
+    }
+    Ok(kinds(sockets, &peers, queues))
+}
+
+pub(super) fn half_closed(socket: &UnixSocket) -> CheckpointError {
+    Obstacle::descriptor(socket.fd, "half-closed socket pair").into()
+}
+
+/// Pairs, and those whose peer (by its place among the sockets) is gone: (index of the description, kind).
+pub(super) fn kinds(
+    sockets: &[UnixSocket],
+    peers: &[Option<usize>],
+    queues: Vec<Vec<Vec<u8>>>,
+) -> Vec<(usize, DescriptionKind)> {
     let mut pairs = 0;
     let mut pair_of = vec![None; sockets.len()];
+    let mut resolved = Vec::with_capacity(sockets.len());
     for (own, (socket, queue)) in sockets.iter().zip(queues).enumerate() {
-        let hears = |listener: usize, speaker: usize| heard[listener].contains(&(speaker as u32));
-        let peer = (0..sockets.len())
-            .find(|peer| *peer != own && (hears(own, *peer) || hears(*peer, own)));
-        let kind = match peer {
-            Some(peer) if hears(own, peer) && hears(peer, own) => {
+        let kind = match peers[own] {
+            Some(peer) => {
                 let pair = *pair_of[own].get_or_insert_with(|| {
                     pairs += 1;
                     pairs - 1
@@ -71,9 +88,6 @@ pub(super) fn resolve(
                     options: socket_options::all(&socket.socket, libc::AF_UNIX),
                 }
             }
-            Some(_) => {
-                return Err(Obstacle::descriptor(socket.fd, "half-closed socket pair").into());
-            }
             None => DescriptionKind::ClosedConnection {
                 family: libc::AF_UNIX,
                 kind: socket.kind,
@@ -82,47 +96,7 @@ pub(super) fn resolve(
         };
         resolved.push((socket.description, kind));
     }
-    Ok(resolved)
-}
-
-/// Takes everything that waits to be read: messages, or one piece for a stream.
-fn drain(socket: &UnixSocket) -> Result<Vec<Vec<u8>>, CheckpointError> {
-    let mut messages: Vec<Vec<u8>> = Vec::new();
-    let mut buffer = vec![0; MESSAGE_MAX];
-    loop {
-        let mut space =
-            [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(RIGHTS_MAX), ScmCredentials(1))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let received = recvmsg(
-            &socket.socket,
-            &mut [IoSliceMut::new(&mut buffer)],
-            &mut ancillary,
-            RecvFlags::DONTWAIT,
-        );
-        let bytes = match received {
-            Ok(received) => received.bytes,
-            // Empty; or an error that its owner would have read, like a reset.
-            Err(_) => return Ok(messages),
-        };
-        if ancillary
-            .drain()
-            .any(|message| matches!(message, RecvAncillaryMessage::ScmRights(_)))
-        {
-            return Err(
-                Obstacle::descriptor(socket.fd, "descriptors in flight on a UNIX socket").into(),
-            );
-        }
-        // The end of a stream; datagrams may be empty.
-        if bytes == 0 && socket.kind != libc::SOCK_DGRAM {
-            return Ok(messages);
-        }
-        match messages.last_mut() {
-            Some(stream) if socket.kind == libc::SOCK_STREAM => {
-                stream.extend_from_slice(&buffer[..bytes])
-            }
-            _ => messages.push(buffer[..bytes].to_vec()),
-        }
-    }
+    resolved
 }
 
 /// Numbers of the sockets that sent theirs to this one.

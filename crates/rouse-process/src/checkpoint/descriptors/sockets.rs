@@ -3,9 +3,11 @@
 use std::os::fd::OwnedFd;
 
 use rouse_snapshot::model::DescriptionKind;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::multicast::{self, Group};
 use super::socket_options::{self, End};
+use crate::checkpoint::Afterwards;
 use crate::checkpoint::error::{CheckpointError, Obstacle};
 
 /// Where the runtime API listens inside of every sandbox.
@@ -35,6 +37,7 @@ pub(super) fn identify(
     fd: i32,
     api_client_port: u16,
     multicast_groups: &[Group],
+    afterwards: Afterwards,
 ) -> Result<SocketKind, CheckpointError> {
     let number = |name, call| {
         socket_options::get_number(socket, libc::SOL_SOCKET, name)
@@ -74,9 +77,11 @@ pub(super) fn identify(
     }
     let is_datagram = kind == libc::SOCK_DGRAM;
     // Reset by an earlier restore, which the program has not noticed yet.
-    let reset = || {
-        socket_options::get_number(socket, libc::SOL_SOCKET, libc::SO_ERROR)
-            .is_ok_and(|error| error == libc::ECONNRESET)
+    let reset = || match afterwards {
+        Afterwards::Ends => socket_options::get_number(socket, libc::SOL_SOCKET, libc::SO_ERROR)
+            .is_ok_and(|error| error == libc::ECONNRESET),
+        // To be told the error is to take it.
+        Afterwards::GoesOn => has_error(socket),
     };
     if is_ip && !is_datagram && (peer.is_some() || connecting || reset()) {
         return Ok(SocketKind::Known(DescriptionKind::ClosedConnection {
@@ -103,6 +108,16 @@ pub(super) fn identify(
         listen: listening.then_some(backlog.unwrap_or(DEFAULT_BACKLOG)),
         options,
     }))
+}
+
+/// Does an error wait to be told?
+fn has_error(socket: &OwnedFd) -> bool {
+    let mut polled = [PollFd::new(socket, PollFlags::empty())];
+    let at_once = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    poll(&mut polled, Some(&at_once)).is_ok() && polled[0].revents().contains(PollFlags::ERR)
 }
 
 fn is_bound(family: i32, address: &[u8]) -> bool {

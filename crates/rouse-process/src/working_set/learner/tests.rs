@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use rouse_snapshot::model::PAGE_SIZE;
-use rouse_snapshot::working_set::pages;
+use rouse_snapshot::working_set::{TouchRun, Treatment, pages};
 
 use super::*;
 
@@ -63,6 +63,7 @@ impl Bed {
             },
             prepared: Arc::new(prepared),
             exact_reads: true,
+            order: Vec::new(),
             minor_faults: 0,
         };
         if self.learner.add(&seen, &self.schedule) {
@@ -332,4 +333,117 @@ fn the_first_exact_observation_takes_neighbours_out() {
     assert_eq!(learner.working_set().read, ranges(16..32));
     learner.add(&reading(20..22, true), &schedule);
     assert_eq!(learner.working_set().read, ranges(20..22));
+}
+
+#[test]
+fn the_order_of_first_touches_is_kept_with_the_set() {
+    let schedule = Schedule::default();
+    let mut learner = Learner::new(Vec::new(), Costs::default());
+    let order = [12, 3, 4, 11, 5].map(|page| page * PAGE_SIZE);
+    let seen = Observation {
+        order: order.to_vec(),
+        ..reading(3..13, true)
+    };
+    learner.add(&seen, &schedule);
+    let by_place = |learner: &Learner| {
+        let mut places: Vec<_> = learner.places().into_iter().collect();
+        places.sort_by_key(|(_, place)| *place);
+        places.into_iter().map(|(page, _)| page).collect::<Vec<_>>()
+    };
+    assert_eq!(by_place(&learner), order);
+    assert_eq!(learner.report(&schedule).ordered, 5);
+    // Stored and read again.
+    let record = learner.record(SnapshotBinding::from([7; 32]), &schedule);
+    let consecutive = record.runs.iter().find(|run| run.address == 3 * PAGE_SIZE);
+    assert_eq!(
+        consecutive.map(|run| (run.pages, run.order)),
+        Some((2, Some(1)))
+    );
+    let again = Record::decode_unbound(&record.encode()).unwrap();
+    assert_eq!(again, record);
+    let mut again = Learner::resume(&again, Vec::new(), Costs::default());
+    assert_eq!(by_place(&again), order);
+    // Others do not know the order: it stays. A later recording counts more.
+    again.add(&reading(3..13, true), &schedule);
+    assert_eq!(by_place(&again), order);
+    let later = [5, 4, 3, 12, 11].map(|page| page * PAGE_SIZE);
+    let seen = Observation {
+        order: later.to_vec(),
+        ..reading(3..13, true)
+    };
+    again.add(&seen, &schedule);
+    assert_eq!(by_place(&again), later);
+}
+
+#[test]
+fn a_rehearsal_is_outweighed_by_the_first_invocation() {
+    let schedule = Schedule::default();
+    let mut learner = Learner::new(Vec::new(), Costs::default());
+    assert!(learner.rehearse(&reading(0..40, true), &schedule));
+    assert_eq!(learner.working_set().read, ranges(0..40));
+    let report = learner.report(&schedule);
+    let counts = (report.version, report.observations, report.invocations);
+    assert_eq!(counts, (1, 0, 0));
+    assert!(schedule.wants_exact() && schedule.answered() == 0);
+    // Stored, and read by the next node.
+    let record = learner.record(SnapshotBinding::from([7; 32]), &schedule);
+    let record = Record::decode_unbound(&record.encode()).unwrap();
+    let mut learner = Learner::resume(&record, Vec::new(), Costs::default());
+    assert_eq!(learner.working_set().read, ranges(0..40));
+    assert!(!learner.rehearse(&reading(0..40, true), &schedule));
+    // A restore maps nothing ahead, so that an invocation shows all that it reads.
+    assert!(learner.add(&reading(20..60, true), &schedule));
+    assert_eq!(learner.working_set().read, ranges(20..60));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever order a file names that can be read: it is taken page by page, and written again as it was.
+    #[test]
+    fn any_order_that_can_be_stored_is_kept(
+        runs in prop::collection::vec((1u64..4, 1u32..40, any::<Option<u32>>(), 0u8..3), 0..20),
+    ) {
+        let mut at = 0;
+        let runs = runs.into_iter().map(|(gap, pages, order, treatment)| {
+            let address = (at + gap) * PAGE_SIZE;
+            at += gap + u64::from(pages);
+            TouchRun {
+                address,
+                pages,
+                written: 7,
+                touched: 9,
+                order: order.map(|order| order.min(u32::MAX - pages)),
+                treatment: [Treatment::None, Treatment::Map, Treatment::Copy][treatment as usize],
+            }
+        });
+        let record = Record {
+            snapshot: SnapshotBinding::from([7; 32]),
+            version: 1,
+            on: true,
+            invocations: 3,
+            horizon: 3,
+            residual: 0,
+            gain_ns: 0,
+            runs: runs.collect(),
+        };
+        let record = Record::decode_unbound(&record.encode()).unwrap();
+        let learner = Learner::resume(&record, Vec::new(), Costs::default());
+        let again = learner.record(record.snapshot, &Schedule::after(3));
+        let read = Record::decode_unbound(&again.encode());
+        prop_assert_eq!(read.as_ref(), Ok(&again));
+        let by_page = |record: &Record| -> Vec<_> {
+            let pages = record.runs.iter().flat_map(|run| {
+                let pages = run.range().step_by(PAGE_SIZE as usize).zip(0..);
+                let place = |n| run.order.map(|first| first + n);
+                pages.map(move |(page, n)| (page, place(n), run.treatment))
+            });
+            pages.collect()
+        };
+        prop_assert_eq!(by_page(&again), by_page(&record));
+        let predicted = by_page(&record).into_iter();
+        let placed = predicted.filter(|(_, _, treatment)| *treatment != Treatment::None);
+        let placed: Vec<_> = placed.filter_map(|(page, place, _)| Some((page, place?))).collect();
+        prop_assert_eq!(learner.places().into_iter().collect::<Vec<_>>(), placed);
+    }
 }

@@ -3,13 +3,14 @@
 //! Functions are deployed on a node of this process and called until their working sets are known. Then
 //! [`situation`] moves the memory of their snapshots about, [`restores`] times a restore in each situation in turn (for
 //! some of them behind [`paced`]), and [`live`] counts what many instances cost. [`fleet`] starts nodes in processes of
-//! their own ([`child`]). [`figures`] has one bound for each figure that is asked, [`report`] and [`plot`](super::plot) show them.
+//! their own ([`child`]). [`figures`] has one bound for each figure that is asked, [`report`] and [`plots`] show them.
 
 mod child;
 mod figures;
 mod fleet;
 mod live;
 mod paced;
+mod plots;
 pub(super) mod processes;
 mod report;
 mod restores;

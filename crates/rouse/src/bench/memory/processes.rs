@@ -72,7 +72,8 @@ pub fn rollup_kib(pid: u32, fields: &[&str]) -> u64 {
         .sum()
 }
 
-/// What all memory files that these processes have open hold, KiB; each file once.
+/// What all memory files that these processes have open hold, KiB; each file once. What a node measures its host with in its first
+/// second is none of what it holds for functions.
 pub fn memory_files_kib(pids: &[u32]) -> u64 {
     let mut known = BTreeSet::new();
     let mut kib = 0;
@@ -81,8 +82,10 @@ pub fn memory_files_kib(pids: &[u32]) -> u64 {
             continue;
         };
         for entry in entries.flatten() {
-            let is_memory = fs::read_link(entry.path())
-                .is_ok_and(|target| target.to_string_lossy().starts_with("/memfd:"));
+            let is_memory = fs::read_link(entry.path()).is_ok_and(|target| {
+                let target = target.to_string_lossy();
+                target.starts_with("/memfd:") && !target.starts_with("/memfd:rouse-measure")
+            });
             if let Ok(metadata) = fs::metadata(entry.path())
                 && is_memory
                 && known.insert(metadata.ino())

@@ -6,13 +6,11 @@ use std::fmt::Write;
 use console::style;
 use serde::Serialize;
 
-use super::figures::p50s;
 use super::fleet::{Idle, Shared};
 use super::live::Live;
 use super::restores::Seen;
 use super::situation::Situation;
 use crate::bench::machine::Machine;
-use crate::bench::plot::Plot;
 use crate::bench::report::targets_table;
 use crate::bench::targets::Target;
 use crate::output::quantity::{bytes, microseconds};
@@ -154,136 +152,6 @@ impl Report {
             targets_table(&self.targets)
         );
         out
-    }
-
-    /// A chart for each figure that was measured.
-    pub fn plots(&self) -> Vec<Plot> {
-        use Situation::{Compressed, DiskLazy, DiskPrefetch, Dram, PacedCompressed, PacedPlain};
-        let times = |file, title: &str, situations: &[Situation]| {
-            let group = |function: &FunctionReport| {
-                let p50s = p50s(function);
-                let bars = situations.iter().filter_map(|situation| {
-                    let p50 = p50s.get(situation)?;
-                    Some((situation.name().to_owned(), p50 / 1e3))
-                });
-                (function.name.clone(), bars.collect())
-            };
-            Plot {
-                file,
-                title: title.to_owned(),
-                unit: "p50, ms",
-                groups: self.functions.iter().map(group).collect(),
-            }
-        };
-        let mut plots = vec![
-            times(
-                "disk-lazy-prefetch",
-                "From disk: page by page, or the working set ahead",
-                &[DiskLazy, DiskPrefetch],
-            ),
-            times(
-                "disk-dram",
-                "From disk with prefetch, and from DRAM",
-                &[DiskPrefetch, Dram],
-            ),
-            times(
-                "compressed-dram",
-                "Compressed in DRAM, and from DRAM",
-                &[Compressed, Dram],
-            ),
-            times(
-                "disk-500",
-                "From a disk of 500 MB/s",
-                &[PacedPlain, PacedCompressed],
-            ),
-        ];
-        plots.retain(|plot| plot.groups.iter().any(|(_, bars)| bars.len() > 1));
-        #[expect(
-            clippy::cast_precision_loss,
-            reason = "memory of a machine in KiB is far below 2^52"
-        )]
-        let mib = |kib: u64| kib as f64 / 1024.0;
-        let bar = |name: &str, value: f64| (name.to_owned(), value);
-        let tried = self.functions.iter().filter(|f| f.compressed_bytes > 0);
-        let memory = |function: &FunctionReport| {
-            let bars = vec![
-                bar("compressed", mib(function.compressed_bytes / 1024)),
-                bar("pool", mib(function.pool_pages * 4)),
-            ];
-            (function.name.clone(), bars)
-        };
-        let groups: Vec<_> = tried.map(memory).collect();
-        if !groups.is_empty() {
-            plots.push(Plot {
-                file: "compressed-memory",
-                title: "DRAM of a snapshot".into(),
-                unit: "MiB",
-                groups,
-            });
-        }
-        if let Some(live) = &self.live {
-            let bars = vec![
-                bar("one more instance", live.added_kib),
-                bar("its private pages", live.private_kib),
-                bar("allowed", 1.2 * live.private_kib + 256.0),
-            ];
-            plots.push(Plot {
-                file: "live",
-                title: format!("{} live instances", live.many.instances),
-                unit: "KiB",
-                groups: vec![("each".into(), bars)],
-            });
-        }
-        if let Some(shared) = &self.shared {
-            for (file, title, value, full) in [
-                (
-                    "template-stored",
-                    "20 functions with one template, on disk",
-                    shared.stored_kib,
-                    shared.full_stored_kib,
-                ),
-                (
-                    "template-dram",
-                    "20 functions with one template, in DRAM",
-                    shared.dram_kib,
-                    shared.full_dram_kib,
-                ),
-            ] {
-                let bars = vec![
-                    bar("with a template", mib(value)),
-                    bar("full images", mib(full)),
-                ];
-                plots.push(Plot {
-                    file,
-                    title: title.into(),
-                    unit: "MiB",
-                    groups: vec![("all".into(), bars)],
-                });
-            }
-        }
-        if let Some(idle) = &self.idle {
-            plots.push(Plot {
-                file: "idle-dram",
-                title: format!("DRAM for each of {} idle functions", idle.functions),
-                unit: "KiB",
-                groups: vec![(
-                    "each".into(),
-                    vec![bar("held", idle.each_kib), bar("allowed", 64.0)],
-                )],
-            });
-            if let (Some(first), Some(dram)) = (idle.first_p50_us, idle.dram_p50_us) {
-                plots.push(Plot {
-                    file: "idle-first-call",
-                    title: "First call to an idle function".into(),
-                    unit: "p50, ms",
-                    groups: vec![(
-                        "python".into(),
-                        vec![bar("first", first / 1e3), bar("from DRAM", dram / 1e3)],
-                    )],
-                });
-            }
-        }
-        plots
     }
 }
 

@@ -8,15 +8,17 @@
 //! | [`burst`] | many cold requests at once |
 //! | [`throughput`] | restored instances a second, against a bare fork |
 //! | [`crowd`] | latency beside many live idle instances |
+//! | [`neighbours`] | a steady function beside others that do harm |
 //! | [`overhead`] | warm requests, against a [`bare`] HTTP server |
 //!
-//! The last three send their requests by [`lanes`]; `parked` and `rewind` compare boot paths by [`compared`].
+//! The last four send their requests by [`lanes`]; `parked` and `rewind` compare boot paths by [`compared`].
 
 mod bare;
 mod burst;
 mod compared;
 mod crowd;
 mod lanes;
+mod neighbours;
 mod overhead;
 mod parked;
 mod pool;
@@ -83,6 +85,8 @@ enum Part {
     Throughput,
     /// Latency beside many idle instances
     Crowd,
+    /// A steady function beside others that do harm
+    Neighbours,
     /// Overhead over a bare HTTP server
     Overhead,
 }
@@ -105,6 +109,8 @@ struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     crowd: Option<crowd::Figures>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    neighbours: Option<neighbours::Figures>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     overhead: Option<overhead::Figures>,
     targets: Vec<Target>,
 }
@@ -118,6 +124,7 @@ impl Report {
             self.rewind.as_ref().map(rewind::Figures::wrong),
             self.throughput.as_ref().map(|figures| figures.wrong),
             self.crowd.as_ref().map(|figures| figures.wrong),
+            self.neighbours.as_ref().map(|figures| figures.wrong),
             self.overhead.as_ref().map(|figures| figures.wrong),
         ];
         parts.into_iter().flatten().sum()
@@ -127,6 +134,7 @@ impl Report {
         let parts = [
             self.throughput.as_ref().map(throughput::Figures::plot),
             self.crowd.as_ref().map(crowd::Figures::plot),
+            self.neighbours.as_ref().map(neighbours::Figures::plot),
             self.overhead.as_ref().map(overhead::Figures::plot),
         ];
         parts.into_iter().flatten().collect()
@@ -141,6 +149,7 @@ impl Report {
             self.rewind.as_ref().map(rewind::Figures::table),
             self.throughput.as_ref().map(throughput::Figures::text),
             self.crowd.as_ref().map(crowd::Figures::text),
+            self.neighbours.as_ref().map(neighbours::Figures::text),
             self.overhead.as_ref().map(overhead::Figures::text),
             Some(super::report::targets_table(&self.targets).to_string()),
         ];
@@ -241,6 +250,13 @@ fn measure(args: &ServeBenchArgs, session: &Session) -> Result<Report, Failed> {
     } else {
         None
     };
+    let neighbours = if wanted(Part::Neighbours) {
+        let figures = neighbours::measure(&stage)?;
+        targets.extend(figures.targets());
+        Some(figures)
+    } else {
+        None
+    };
     let crowd = if wanted(Part::Crowd) {
         let figures = crowd::measure(&stage)?;
         targets.extend(figures.targets());
@@ -258,6 +274,7 @@ fn measure(args: &ServeBenchArgs, session: &Session) -> Result<Report, Failed> {
         rewind,
         throughput,
         crowd,
+        neighbours,
         overhead,
         targets,
     })

@@ -30,8 +30,8 @@ const LABEL: u64 = 30;
 
 /// Classes, their colours and what is said of them in the legend.
 const CLASSES: [(&str, &str, &str); 6] = [
-    ("written", "#c8372d", "copied ahead"),
-    ("read", "#f2a33a", "mapped ahead"),
+    ("written", "#c8372d", "written by calls"),
+    ("read", "#f2a33a", "read by calls"),
     ("cold", "#4878a8", "in the pool"),
     ("parent", "#8064a8", "in the parent's pool"),
     ("file", "#a8c8a4", "a file's page"),

@@ -21,8 +21,8 @@ pub struct PictureError {
 
 /// What happens with pages of each class, for people.
 const MEANING: [(&str, &str); 6] = [
-    ("written", "copied before an instance starts"),
-    ("read", "mapped ahead for clones"),
+    ("written", "written by calls, and made ready ahead of them"),
+    ("read", "read by calls, and made ready ahead of them"),
     ("cold", "in the pool, used when touched"),
     ("parent", "in the pool of the snapshot it came from"),
     ("file", "what a file on the host holds"),

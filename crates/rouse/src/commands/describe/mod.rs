@@ -128,6 +128,7 @@ pub fn snapshot_lines(snapshot: &SnapshotView) -> Vec<(&'static str, String)> {
     let mut push = |name, text: Option<String>| lines.extend(text.map(|text| (name, text)));
     push("  reason", snapshot.reason.clone());
     push("  no fork", snapshot.fork_problem.clone());
+    push("  not far", snapshot.far_problem.clone());
     push("  point", snapshot.point.clone());
     push("  taken", snapshot.taken_at.clone());
     push(

@@ -5,7 +5,7 @@ use crate::output::quantity;
 use crate::output::table::{Align, Table};
 
 /// Columns of the table of functions.
-pub const COLUMNS: [(&str, Align); 11] = [
+pub const COLUMNS: [(&str, Align); 12] = [
     ("function", Align::Left),
     ("calls/s", Align::Right),
     ("errors/s", Align::Right),
@@ -15,6 +15,7 @@ pub const COLUMNS: [(&str, Align); 11] = [
     ("busy", Align::Right),
     ("idle", Align::Right),
     ("parked", Align::Right),
+    ("held", Align::Right),
     ("queue", Align::Right),
     ("paths", Align::Left),
 ];
@@ -110,6 +111,7 @@ pub fn cells(one: &FunctionRates) -> [String; COLUMNS.len()] {
         one.instances.busy.to_string(),
         one.instances.idle.to_string(),
         one.instances.parked.to_string(),
+        one.instances.held.to_string(),
         one.waiting.map_or("-".to_owned(), |n| n.to_string()),
         paths.join(" "),
     ]

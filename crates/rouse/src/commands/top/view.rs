@@ -44,6 +44,8 @@ pub struct InstancesView {
     pub busy: u64,
     pub idle: u64,
     pub parked: u64,
+    #[serde(default)]
+    pub held: u64,
 }
 
 #[derive(Debug, Clone, Copy, Default, Deserialize)]

@@ -7,33 +7,45 @@
 //!     | restore: every     | restore, fork: mapped as they are;
 //!     | mapping registered | each instance holds a pin
 //! ```
-//! Without a pager on the host, an image is [`Whole`](ImageMemory::Whole): always resident.
+//! Without a pager on the host, an image is [`Whole`](ImageMemory::Whole): always resident. [`Far`](ImageMemory::Far) is
+//! a copy of all pages in a file on far memory, in the place of a paged pool that has let its pages go.
 
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rouse_pool::keeper::{PagerError, PagerHandle, PoolMapping};
-use rouse_pool::{
-    CompressedCopy, NumaNode, PagedPool, PinnedPool, Pool, PoolId, PoolSource, RegisteredPool,
+use crate::keeper::{PagerError, PagerHandle};
+use crate::{
+    CompressedCopy, FarDirectory, FarError, FarPool, HUGE_PAGES, NumaNode, PagedPool, PinnedPool,
+    Pool, PoolId, PoolSource, RegisteredPool,
 };
-use rouse_snapshot::model::{Backing, PAGE_SIZE, ProcessSnapshot};
 
 /// The pages of one image.
 #[derive(Debug)]
-pub(crate) enum ImageMemory {
+pub enum ImageMemory {
     /// All of them, in a pool that never changes.
     Whole(Pool),
     /// In a pool that the pager fills and empties.
     Paged(Box<PagedMemory>),
+    /// All of them, in a file on far memory that never changes.
+    Far(FarCopy),
+}
+
+/// A file on far memory, and the pool that it is a copy of.
+#[derive(Debug)]
+pub struct FarCopy {
+    file: FarPool,
+    /// What is mapped again when the pages leave far memory. Paged.
+    near: Arc<ImageMemory>,
 }
 
 /// A pool of the pager, and whether all of it is to stay.
 #[derive(Debug)]
-pub(crate) struct PagedMemory {
+pub struct PagedMemory {
     pool: PagedPool,
     view: RegisteredPool,
     pager: PagerHandle,
@@ -43,62 +55,13 @@ pub(crate) struct PagedMemory {
     compressed: Mutex<Option<CompressedCopy>>,
     /// Pages that lie on far memory, while all are pinned.
     far: AtomicU64,
-    graveyard: Arc<Graveyard>,
-}
-
-/// Pools whose images are gone, until the pager lets go of them: processes of their last instances
-/// may still be ending.
-#[derive(Debug)]
-pub(crate) struct Graveyard {
-    pools: Arc<Mutex<Vec<PagedPool>>>,
-    /// Its other end is the thread that asks the pager: an image may be dropped where nobody may wait.
-    new: Sender<()>,
-}
-
-impl Graveyard {
-    /// An empty one, and a thread that ends with it.
-    pub(crate) fn new(pager: PagerHandle) -> io::Result<Self> {
-        let (new, arrivals) = channel();
-        let pools = Arc::<Mutex<Vec<PagedPool>>>::default();
-        let swept = pools.clone();
-        std::thread::Builder::new()
-            .name("graveyard".into())
-            .spawn(move || {
-                while arrivals.recv().is_ok() {
-                    sweep(&swept, &pager);
-                }
-            })?;
-        Ok(Self { pools, new })
-    }
-
-    fn bury(&self, pool: PagedPool) {
-        lock(&self.pools).push(pool);
-        // The thread lives as long as this.
-        let _ = self.new.send(());
-    }
-
-    /// Gives back what can be given back now. Waits for the pager.
-    pub(crate) fn sweep(&self, pager: &PagerHandle) {
-        sweep(&self.pools, pager);
-    }
-}
-
-fn sweep(pools: &Mutex<Vec<PagedPool>>, pager: &PagerHandle) {
-    let taken = std::mem::take(&mut *lock(pools));
-    let busy = taken
-        .into_iter()
-        .filter(|pool| matches!(pager.remove_pool(pool), Err(PagerError::Busy(_))))
-        .collect::<Vec<_>>();
-    lock(pools).extend(busy);
+    /// Pages of 2 MiB, while all are pinned.
+    huge: AtomicU64,
 }
 
 impl PagedMemory {
-    pub(crate) fn new(
-        pool: PagedPool,
-        source: PoolSource,
-        pager: PagerHandle,
-        graveyard: Arc<Graveyard>,
-    ) -> Self {
+    /// Those of `pool`, which the pager has and fills from `source`.
+    pub fn new(pool: PagedPool, source: PoolSource, pager: PagerHandle) -> Self {
         Self {
             view: pool.registered(),
             pool,
@@ -107,7 +70,7 @@ impl PagedMemory {
             source,
             compressed: Mutex::new(None),
             far: AtomicU64::new(0),
-            graveyard,
+            huge: AtomicU64::new(0),
         }
     }
 }
@@ -115,15 +78,16 @@ impl PagedMemory {
 impl Drop for PagedMemory {
     fn drop(&mut self) {
         *lock(&self.pinned) = None;
-        self.graveyard.bury(self.pool.clone());
+        // Processes of its last instances may still be ending: the pager sees when they have.
+        self.pager.remove_pool(&self.pool);
     }
 }
 
 /// What an instance's mappings of one image rely on. It must live until the last process is gone that has
 /// them: an absent page that is touched and not watched enters the pool as zeros, for all to see.
 #[derive(Debug, Clone)]
-pub(crate) enum Hold {
-    /// Nothing: the pool never changes.
+pub enum Hold {
+    /// Nothing: the pool never changes, and is gone when the last mapping is.
     Whole,
     /// All pages are there as long as this lives.
     Pinned(PinnedPool),
@@ -132,18 +96,64 @@ pub(crate) enum Hold {
 }
 
 impl ImageMemory {
-    /// A descriptor that instances map.
-    pub(crate) fn view(&self) -> BorrowedFd<'_> {
+    /// A copy of all pages on far memory. Blocks for as long as reading and writing them takes. `None` for what is no pool
+    /// of the pager, or is on far memory already.
+    pub fn copy_far(
+        memory: &Arc<Self>,
+        directory: &Arc<FarDirectory>,
+    ) -> Result<Option<Self>, FarError> {
+        let Self::Paged(paged) = memory.as_ref() else {
+            return Ok(None);
+        };
+        Ok(Some(Self::Far(FarCopy {
+            file: FarPool::copy(directory, &paged.pool)?,
+            near: memory.clone(),
+        })))
+    }
+
+    /// The file on far memory, if all pages are in one.
+    pub fn far_file(&self) -> Option<&FarPool> {
         match self {
-            Self::Whole(pool) => pool.as_fd(),
-            Self::Paged(paged) => paged.view.as_fd(),
+            Self::Far(far) => Some(&far.file),
+            Self::Whole(_) | Self::Paged(_) => None,
         }
     }
 
-    /// What an instance that starts now relies on.
-    pub(crate) fn hold(&self) -> Hold {
+    /// The pool of which this is a copy on far memory.
+    pub fn near(&self) -> Option<&Arc<Self>> {
         match self {
-            Self::Whole(_) => Hold::Whole,
+            Self::Far(far) => Some(&far.near),
+            Self::Whole(_) | Self::Paged(_) => None,
+        }
+    }
+
+    /// The pool of the pager, here or behind the copy on far memory.
+    fn paged(&self) -> Option<&PagedMemory> {
+        match self {
+            Self::Whole(_) => None,
+            Self::Paged(paged) => Some(paged),
+            Self::Far(far) => far.near.paged(),
+        }
+    }
+
+    /// A descriptor that instances map.
+    pub fn view(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Whole(pool) => pool.as_fd(),
+            Self::Paged(paged) => paged.view.as_fd(),
+            Self::Far(far) => far.file.as_fd(),
+        }
+    }
+
+    /// All files whose mappings show these pages.
+    pub fn views(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        std::iter::once(self.view()).chain(self.near().map(|near| near.view()))
+    }
+
+    /// What an instance that starts now relies on.
+    pub fn hold(&self) -> Hold {
+        match self {
+            Self::Whole(_) | Self::Far(_) => Hold::Whole,
             Self::Paged(paged) => match &*lock(&paged.pinned) {
                 Some(pinned) => Hold::Pinned(pinned.clone()),
                 None => Hold::Absent(paged.pool.id()),
@@ -152,20 +162,17 @@ impl ImageMemory {
     }
 
     /// Its name at the pager.
-    pub(crate) fn pool(&self) -> Option<PoolId> {
-        match self {
-            Self::Whole(_) => None,
-            Self::Paged(paged) => Some(paged.pool.id()),
-        }
+    pub fn pool(&self) -> Option<PoolId> {
+        self.paged().map(|paged| paged.pool.id())
     }
 
     /// Are all pages there, to stay?
-    pub(crate) fn is_resident(&self) -> bool {
+    pub fn is_resident(&self) -> bool {
         !matches!(self.hold(), Hold::Absent(_))
     }
 
     /// Brings some pages in. They may go again.
-    pub(crate) fn bring_in(&self, pages: Range<u64>) -> Result<(), PagerError> {
+    pub fn bring_in(&self, pages: Range<u64>) -> Result<(), PagerError> {
         match self {
             Self::Paged(paged) if !self.is_resident() => paged.pool.fill(&[pages]),
             _ => Ok(()),
@@ -173,7 +180,7 @@ impl ImageMemory {
     }
 
     /// Brings everything in, to stay. Blocks for as long as reading takes.
-    pub(crate) fn make_resident(&self) -> Result<(), PagerError> {
+    pub fn make_resident(&self) -> Result<(), PagerError> {
         if let Self::Paged(paged) = self
             && !self.is_resident()
         {
@@ -185,11 +192,12 @@ impl ImageMemory {
 
     /// Lets pages go. Those that live instances rely on go when these have ended and this is
     /// called again. Returns by how many pages the pool became smaller.
-    pub(crate) fn release(&self) -> Result<u64, PagerError> {
-        let Self::Paged(paged) = self else {
+    pub fn release(&self) -> Result<u64, PagerError> {
+        let Some(paged) = self.paged() else {
             return Ok(0);
         };
         *lock(&paged.pinned) = None;
+        paged.huge.store(0, Ordering::Relaxed);
         if paged.far.swap(0, Ordering::Relaxed) > 0 {
             // Only a wish of where pages are to lie: what comes in again is right wherever it is.
             if let Err(error) = paged.pool.prefer(NumaNode::near()) {
@@ -205,11 +213,7 @@ impl ImageMemory {
 
     /// Brings everything in, to stay: to near memory, or to far memory but for the pages in `hot`. What is there already is
     /// moved. Returns how many pages lie on far memory.
-    pub(crate) fn place(
-        &self,
-        far: Option<NumaNode>,
-        hot: &[Range<u64>],
-    ) -> Result<u64, PagerError> {
+    pub fn place(&self, far: Option<NumaNode>, hot: &[Range<u64>]) -> Result<u64, PagerError> {
         let Self::Paged(paged) = self else {
             return Ok(0);
         };
@@ -239,17 +243,39 @@ impl ImageMemory {
         Ok(on_far)
     }
 
+    /// Makes pages of 2 MiB of what is near and pinned, once. Blocks for some milliseconds for each.
+    pub fn enlarge(&self) -> io::Result<()> {
+        let Self::Paged(paged) = self else {
+            return Ok(());
+        };
+        let pinned = lock(&paged.pinned).clone();
+        match pinned {
+            Some(pinned) if paged.huge.load(Ordering::Relaxed) == 0 => {
+                paged.huge.store(pinned.enlarge()?, Ordering::Relaxed);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Pages that lie in pages of 2 MiB.
+    pub fn huge_pages(&self) -> u64 {
+        let huge = (self.paged()).map_or(0, |paged| paged.huge.load(Ordering::Relaxed));
+        huge * HUGE_PAGES
+    }
+
     /// Pages that lie on far memory.
-    pub(crate) fn far_pages(&self) -> u64 {
+    pub fn far_pages(&self) -> u64 {
         match self {
             Self::Whole(_) => 0,
             Self::Paged(paged) => paged.far.load(Ordering::Relaxed),
+            Self::Far(far) => far.file.pages(),
         }
     }
 
     /// Keeps what is on disk of it in memory, or no more.
-    pub(crate) fn hold_compressed(&self, wanted: bool) -> Result<(), PagerError> {
-        let Self::Paged(paged) = self else {
+    pub fn hold_compressed(&self, wanted: bool) -> Result<(), PagerError> {
+        let Some(paged) = self.paged() else {
             return Ok(());
         };
         let mut copy = lock(&paged.compressed);
@@ -264,102 +290,71 @@ impl ImageMemory {
     }
 
     /// Bytes of what is on disk of it that are kept in memory.
-    pub(crate) fn compressed_bytes(&self) -> u64 {
+    pub fn compressed_bytes(&self) -> u64 {
+        self.paged()
+            .and_then(|paged| Some(lock(&paged.compressed).as_ref()?.bytes()))
+            .unwrap_or(0)
+    }
+
+    /// Brings pages in, to stay as long as this lives. The pool must not have been used yet.
+    ///
+    /// # Errors
+    /// [`PagerError::Pool`]: pages that cannot be filled.
+    pub fn wire(&self, pages: Vec<Range<u64>>) -> Result<(), PagerError> {
         match self {
-            Self::Whole(_) => 0,
-            Self::Paged(paged) => (lock(&paged.compressed).as_ref()).map_or(0, |c| c.bytes()),
+            Self::Paged(paged) => paged.pool.wire(pages),
+            Self::Whole(_) | Self::Far(_) => Ok(()),
         }
+    }
+
+    /// What a process maps that the pager watches.
+    pub fn registered(&self) -> Option<&RegisteredPool> {
+        self.paged().map(|paged| &paged.view)
     }
 
     /// Pages that stay in DRAM when all others are let go of.
-    pub(crate) fn wired_pages(&self) -> u64 {
+    pub fn wired_pages(&self) -> u64 {
         match self {
             Self::Whole(pool) => pool.pages(),
             Self::Paged(paged) => paged.pool.wired_pages(),
+            Self::Far(far) => far.near.wired_pages(),
         }
     }
 
-    /// Has what is on disk of it been stored anew since it was loaded? Then absent pages cannot come any more.
-    pub(crate) fn is_stale(&self) -> bool {
-        match self {
-            Self::Whole(_) => false,
-            Self::Paged(paged) => !paged.source.page_map.exists(),
-        }
+    /// Has what is on disk of it been stored anew, or removed, since it was loaded? Absent pages still come from the files of
+    /// before, which take room on the disk until then.
+    pub fn is_stale(&self) -> bool {
+        self.paged()
+            .is_some_and(|paged| has_no_name(&paged.source.page_map))
     }
 
     /// Which pages are in DRAM, in order.
-    pub(crate) fn resident_ranges(&self) -> io::Result<Vec<Range<u64>>> {
+    pub fn resident_ranges(&self) -> io::Result<Vec<Range<u64>>> {
         match self {
             Self::Whole(pool) => Ok(std::iter::once(0..pool.pages()).collect()),
             Self::Paged(paged) => paged.pool.resident_ranges(),
+            Self::Far(far) => far.near.resident_ranges(),
         }
     }
 
-    /// Pages in DRAM.
-    pub(crate) fn resident_pages(&self) -> io::Result<u64> {
+    /// Pages in memory, near and far.
+    pub fn resident_pages(&self) -> io::Result<u64> {
         match self {
             Self::Whole(pool) => Ok(pool.pages()),
             Self::Paged(paged) => paged.pool.resident_pages(),
+            Self::Far(far) => Ok(far.near.resident_pages()? + far.file.pages()),
         }
     }
+}
+
+/// Has a file been removed?
+fn has_no_name(file: &File) -> bool {
+    file.metadata().is_ok_and(|metadata| metadata.nlink() == 0)
 }
 
 /// What an instance relies on that maps `memories`.
-pub(crate) fn hold_all(memories: &[Arc<ImageMemory>]) -> Vec<Hold> {
+pub fn hold_all(memories: &[Arc<ImageMemory>]) -> Vec<Hold> {
     memories.iter().map(|memory| memory.hold()).collect()
-}
-
-/// The mappings of an instance that must be registered: those of pools that are not held; and those of all that the pager
-/// has, if `all` are asked for. `pools` says what is relied on, in the order in which runs number pools.
-pub(crate) fn to_register(
-    snapshot: &ProcessSnapshot,
-    pools: &[Hold],
-    all: bool,
-) -> Vec<PoolMapping> {
-    let mut mappings = Vec::new();
-    for mapping in &snapshot.mappings {
-        // The rest is copied when the instance is made, from pages that are never taken out.
-        if !matches!(
-            mapping.backing,
-            Backing::Anonymous | Backing::PrivateFile { .. }
-        ) {
-            continue;
-        }
-        for run in &mapping.saved {
-            let pool = match pools.get(run.pool()) {
-                Some(Hold::Absent(pool)) => Some(*pool),
-                Some(Hold::Pinned(pinned)) if all => Some(pinned.pool().id()),
-                _ => None,
-            };
-            if let Some(pool) = pool {
-                mappings.push(PoolMapping {
-                    address: run.address,
-                    pages: run.pages,
-                    pool,
-                    pool_page: run.page_in_pool(),
-                });
-            }
-        }
-    }
-    joined(mappings)
-}
-
-/// The kernel joins mappings that lie side by side, here and in the pool.
-fn joined(mappings: Vec<PoolMapping>) -> Vec<PoolMapping> {
-    let mut out: Vec<PoolMapping> = Vec::with_capacity(mappings.len());
-    for next in mappings {
-        match out.last_mut() {
-            Some(last)
-                if last.pool == next.pool
-                    && last.address + last.pages * PAGE_SIZE == next.address
-                    && last.pool_page + last.pages == next.pool_page =>
-            {
-                last.pages += next.pages;
-            }
-            _ => out.push(next),
-        }
-    }
-    out
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

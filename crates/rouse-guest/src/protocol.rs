@@ -1,0 +1,166 @@
+//! The conversation between the host and the agent in its guest: one JSON object a line, over a connection that the agent
+//! opens to [`CONTROL_PORT`].
+//!
+//! ```text
+//!  agent                       host
+//!    ready        ───────────>          the machine has booted
+//!                 <───────────  start   the function's runtime; its API is a connection to [`API_PORT`]
+//!    started      ───────────>
+//!                 <───────────  pause   no instruction of the function runs after `paused`; caches and free memory are emptied
+//!    owners       ───────────>          any number of them: parts of a table of what each page belongs to
+//!    paused       ───────────>          ... snapshot, and in each machine that is restored from it:
+//!                 <───────────  resume  clock and randomness are set, then the function goes on
+//!    resumed      ───────────>
+//!    exited       ───────────>          at any time
+//!                 <───────────  off
+//! ```
+//!
+//! Either side may be lying: lines are bounded ([`MOST`]), and what is not known is refused.
+
+use std::io::{self, BufRead, Write};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// The port of this conversation on the host.
+pub const CONTROL_PORT: u32 = 1024;
+/// The port that takes what the function prints.
+pub const OUTPUT_PORT: u32 = 1025;
+/// The port of the runtime API, on the host as on the guest's loopback.
+pub const API_PORT: u16 = 9001;
+/// No line is longer, in bytes: 4 KiB of environment, and what JSON makes of it.
+pub const MOST: u64 = 256 << 10;
+
+/// From the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum ToGuest {
+    /// Starts the function. Once in a machine's life.
+    Start(Start),
+    /// Stops it before a snapshot.
+    Pause,
+    /// Lets it go on, in a machine that may be a copy.
+    Resume(Fresh),
+    /// Switches the machine off.
+    Off,
+}
+
+/// From the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum ToHost {
+    /// The machine has booted; a line about it.
+    Ready(String),
+    /// The function's runtime was started.
+    Started,
+    /// A part of the table of owners, [`crate::owners::Owners::parts`]. Before `Paused`.
+    Owners(String),
+    /// It does not run any more.
+    Paused,
+    /// It runs again.
+    Resumed,
+    /// It has ended; how, in words.
+    Exited(String),
+    /// What was asked for cannot be done; the function is in no known state.
+    Failed(String),
+}
+
+/// The function's runtime.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Start {
+    /// The program, as an absolute path, and its arguments.
+    pub arguments: Vec<String>,
+    /// All of its environment.
+    pub environment: Vec<(String, String)>,
+    /// Where it starts.
+    pub directory: String,
+    /// Whom it runs as: user and group.
+    pub owner: (u32, u32),
+    /// What its machine must not share with any other.
+    pub fresh: Fresh,
+}
+
+/// What differs in each copy of a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fresh {
+    /// Nanoseconds since 1970.
+    pub unix_time: u64,
+    /// From the host's generator.
+    pub random: [u8; 32],
+}
+
+/// Sends `message`.
+///
+/// # Errors
+/// Those of `stream`.
+pub fn send<T: Serialize>(stream: &mut impl Write, message: &T) -> io::Result<()> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    stream.write_all(&line)
+}
+
+/// Waits for a message. `None` when the other side has closed the connection.
+///
+/// # Errors
+/// Those of `stream`; `InvalidData` for what is no message.
+pub fn receive<T: DeserializeOwned>(stream: &mut impl BufRead) -> io::Result<Option<T>> {
+    let mut line = Vec::new();
+    let mut limited = io::Read::take(&mut *stream, MOST);
+    if limited.read_until(b'\n', &mut line)? == 0 {
+        return Ok(None);
+    }
+    if line.last() != Some(&b'\n') {
+        let reason = "a message was cut off, or is too long";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+    }
+    Ok(Some(serde_json::from_slice(&line)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn messages_arrive_as_they_were_sent() {
+        let start = ToGuest::Start(Start {
+            arguments: vec!["/usr/bin/python3".to_owned(), "a\nb".to_owned()],
+            environment: vec![("A".to_owned(), "=\"".to_owned())],
+            directory: "/var/task".to_owned(),
+            owner: (993, 990),
+            fresh: Fresh {
+                unix_time: u64::MAX,
+                random: [7; 32],
+            },
+        });
+        let mut wire = Vec::new();
+        send(&mut wire, &start).expect("a vector takes it");
+        send(&mut wire, &ToGuest::Pause).expect("a vector takes it");
+        let mut wire = wire.as_slice();
+        assert_eq!(receive(&mut wire).expect("it is a message"), Some(start));
+        assert_eq!(
+            receive(&mut wire).expect("it is a message"),
+            Some(ToGuest::Pause)
+        );
+        assert_eq!(receive::<ToGuest>(&mut wire).expect("it is the end"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_no_message_is_refused(bytes: Vec<u8>) {
+            // None of these is shorter than the shortest message.
+            prop_assume!(!bytes.starts_with(b"\""));
+            let received = receive::<ToGuest>(&mut bytes.as_slice());
+            prop_assert!(received.is_err() || bytes.is_empty());
+        }
+
+        #[test]
+        fn a_line_without_an_end_is_not_kept(more in 0_usize..3) {
+            let endless = vec![b' '; usize::try_from(MOST).expect("small") + more];
+            prop_assert!(receive::<ToHost>(&mut endless.as_slice()).is_err());
+        }
+    }
+}

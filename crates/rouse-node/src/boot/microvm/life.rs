@@ -1,0 +1,157 @@
+//! One life of a machine's function: from its start, or from its snapshot, to its end, or until its machine is put back to the snapshot.
+//! Each has channels of its own.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::Duration;
+
+use rouse_vmm::agent::Start;
+use rustix::pipe::{PipeFlags, pipe_with};
+use tokio::sync::mpsc;
+
+use crate::boot::BootError;
+
+/// Connections of a runtime that may wait to be served; a machine has at most 64.
+const WAITING: usize = 64;
+/// How long the VMM may take to hand out the connection of the parked request.
+const HANDED_OUT: Duration = Duration::from_secs(60);
+
+/// The machine's side: where what comes out of it goes.
+pub struct Life {
+    /// What the agent is told when it comes, once.
+    pub agent: Option<Begin>,
+    /// Who takes the first connection to the API, if that is the one on which the runtime was parked.
+    pub parked: Option<SyncSender<UnixStream>>,
+    /// The others.
+    pub api: mpsc::Sender<UnixStream>,
+    /// What the function prints.
+    pub log: OwnedFd,
+}
+
+/// How the function begins.
+pub enum Begin {
+    /// It is started in a machine that has just booted.
+    Start(Start),
+    /// It goes on in a copy of its machine, when this is heard, if something is to be waited for.
+    Resume(Option<Receiver<()>>),
+}
+
+/// The node's side.
+pub struct Channels {
+    pub api: mpsc::Receiver<UnixStream>,
+    pub log: OwnedFd,
+}
+
+/// What the node has of a copy that has not gone on yet.
+pub struct Copied {
+    pub channels: Channels,
+    /// Lets it go on, if it waits.
+    pub go: Option<SyncSender<()>>,
+    parked: Receiver<UnixStream>,
+}
+
+impl Life {
+    /// Of a function that is started.
+    pub fn started(start: Start) -> io::Result<(Self, Channels)> {
+        Self::new(Begin::Start(start), None)
+    }
+
+    /// Of a copy that goes on at once, or when it is told to.
+    pub fn copied(waits: bool) -> io::Result<(Self, Copied)> {
+        let (go, heard) = match waits {
+            true => {
+                let (go, heard) = sync_channel(1);
+                (Some(go), Some(heard))
+            }
+            false => (None, None),
+        };
+        let (sender, parked) = sync_channel(1);
+        let (life, channels) = Self::new(Begin::Resume(heard), Some(sender))?;
+        let copied = Copied {
+            channels,
+            go,
+            parked,
+        };
+        Ok((life, copied))
+    }
+
+    fn new(begin: Begin, parked: Option<SyncSender<UnixStream>>) -> io::Result<(Self, Channels)> {
+        let (api, receiver) = mpsc::channel(WAITING);
+        let (reader, log) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        let life = Self {
+            agent: Some(begin),
+            parked,
+            api,
+            log,
+        };
+        let channels = Channels {
+            api: receiver,
+            log: reader,
+        };
+        Ok((life, channels))
+    }
+
+    /// A connection to the API has come out.
+    pub fn take_api(&mut self, stream: UnixStream) {
+        // Where nobody takes it any more, or so many wait, it is closed.
+        match self.parked.take() {
+            // What was open when the machine was written down comes after the agent. Before that, it is of another life.
+            Some(parked) if self.agent.is_some() => self.parked = Some(parked),
+            Some(parked) => drop(parked.try_send(stream)),
+            None => drop(self.api.try_send(stream)),
+        }
+    }
+}
+
+impl Copied {
+    /// The connection on which the runtime was parked. Blocks until it has come out.
+    pub fn parked(&self) -> Result<UnixStream, BootError> {
+        self.parked
+            .recv_timeout(HANDED_OUT)
+            .map_err(|error| match error {
+                // Whatever ended it says nothing of its snapshot.
+                RecvTimeoutError::Disconnected => {
+                    BootError::from_outside("the machine ended before its function went on")
+                }
+                RecvTimeoutError::Timeout => {
+                    BootError::new("the machine did not bring the connection of its parked request")
+                }
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_open_comes_after_the_agent() {
+        let (mut life, copied) = Life::copied(false).unwrap();
+        let connection = || UnixStream::pair().unwrap();
+        let (stale, mut other) = connection();
+        life.take_api(stale);
+        assert_eq!(
+            io::Read::read(&mut other, &mut [0]).unwrap(),
+            0,
+            "it is closed"
+        );
+        assert!(life.agent.take().is_some());
+        let (parked, _other) = connection();
+        let wanted = format!("{parked:?}");
+        life.take_api(parked);
+        assert_eq!(format!("{:?}", copied.parked().unwrap()), wanted);
+        let (later, _other) = connection();
+        let mut channels = copied.channels;
+        life.take_api(later);
+        assert!(channels.api.try_recv().is_ok());
+    }
+
+    #[test]
+    fn a_machine_that_ends_is_not_waited_for() {
+        let (life, copied) = Life::copied(true).unwrap();
+        drop(life);
+        assert!(copied.parked().unwrap_err().is_from_outside);
+    }
+}

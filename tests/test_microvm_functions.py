@@ -1,0 +1,225 @@
+"""Functions with `sandbox = "microvm"`: where there is KVM on hardware they answer from a machine, elsewhere they are refused."""
+
+import contextlib
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from harness import victims
+from harness.node import PATIENCE, Function, wait_until
+
+HELLO = Path(__file__).parent.parent / "examples/hello-python"
+# A directory with a prepared kernel and an image of a root, where machines can be had.
+MACHINE = os.environ.get("ROUSE_TEST_MACHINE")
+
+TALKER = """
+import os, sys
+
+def handler(event, context):
+    print("hello from the machine")
+    print("and from its standard error", file=sys.stderr)
+    if event.get("exit"):
+        os._exit(3)
+    return {"pid1": open("/proc/1/comm").read().strip(), "uid": os.getuid()}
+"""
+
+
+def vmms(node, waiting=False):
+    """The VMMs of a node: (warden, VMM). Only those that have a machine, unless the `waiting` ones are asked for, too."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            if parent == node.process.pid and words[1:2] == [b"vmm"]:
+                [vmm] = (entry / f"task/{entry.name}/children").read_text().split()
+                threads = {(thread / "comm").read_text().strip() for thread in Path(f"/proc/{vmm}/task").iterdir()}
+                if waiting or "vcpu0" in threads:
+                    found.append((int(entry.name), int(vmm)))
+    return found
+
+
+def is_there(pid):
+    return Path(f"/proc/{pid}").exists()
+
+
+def test_where_there_are_none_it_is_refused(own_node):
+    node = own_node()
+    function = node.deploy({"app.py": "def handler(event, context):\n    return 1\n"}, name="plain").ready()
+    for arguments in (["deploy", HELLO, "--name", "hello"], ["configure", "plain"]):
+        refused = node.cli(*arguments, "--sandbox", "microvm", check=False)
+        assert refused.returncode != 0
+        assert "cannot have the sandbox microvm: " in refused.stderr
+        assert "use `process` sandboxes" in refused.stderr
+    assert node.cli("describe", "hello", check=False).returncode != 0, "nothing was deployed"
+    assert function.describe()["serving"]["effective"]["sandbox"] == "process"
+    assert function.invoke({}).boot in ("fork", "restore")
+    wrong = node.cli("configure", "plain", "--sandbox", "vm", check=False)
+    assert "must be process or microvm" in wrong.stderr
+
+
+needs_machines = pytest.mark.skipif(not MACHINE, reason="needs KVM on hardware, and ROUSE_TEST_MACHINE")
+
+
+def node_with_machines(own_node, **settings):
+    limits = ("init_timeout_s", "snapshot_init_timeout_s", "restore_timeout_s")
+    settings |= dict.fromkeys(limits, PATIENCE)
+    return own_node(microvm_kernel=f"{MACHINE}/kernel", microvm_root=f"{MACHINE}/root", **settings)
+
+
+def has_snapshot(function, node):
+    snapshot = function.snapshot()
+    assert snapshot["state"] == "ready", f"{snapshot}\n{node.log()[-6000:]}"
+    return snapshot
+
+
+CLONE = """
+import os, time, uuid
+
+CALLS = [0]
+
+def handler(event, context):
+    CALLS[0] += 1
+    return {
+        "calls": CALLS[0],
+        "kernel": os.getrandom(16).hex(),
+        "user": uuid.uuid4().hex,
+        "boot_id": open("/proc/sys/kernel/random/boot_id").read().strip(),
+        "time": time.time(),
+    }
+"""
+
+
+@needs_machines
+def test_copies_of_a_machine(own_node, tmp_path):
+    node = node_with_machines(own_node)
+    package = tmp_path / "clone"
+    package.mkdir()
+    (package / "app.py").write_text(CLONE)
+    node.cli("deploy", package, "--name", "clone", "--sandbox", "microvm", "--timeout", PATIENCE)
+    clone = Function(node, "clone")
+    assert has_snapshot(clone, node)["saved_pages"] > 0
+    answers = []
+
+    def call(boot=None):
+        """Each answers the first event of its life, as itself, and does not think that it is still the time of the snapshot."""
+        before = time.time()
+        reply = clone.invoke({}, boot) if boot else clone.invoke({})
+        assert reply.error is None, f"{reply}\n{node.log()[-6000:]}"
+        assert before - 1 <= reply.json["time"] <= time.time() + 1, reply
+        assert reply.json["calls"] == 1, reply
+        answers.append(reply.json)
+        return reply.boot
+
+    def memory():
+        return json.loads(node.cli("describe", "clone", "--memory", "--json").stdout)
+
+    for _ in range(3):
+        assert call() == "restore"
+    wait_until(lambda: not vmms(node), lambda: f"copies end after their answers: {vmms(node)}")
+    # What they touched is known by now, and lies in front; whose the pages are, the guest has said.
+    wait_until(lambda: memory()["working_set"]["version"] > 0, lambda: f"{memory()['working_set']}\n{node.log()[-6000:]}")
+    assert {one["class"] for one in memory()["classes"]} == {"written", "read", "cold", "file", "zero"}, memory()["classes"]
+    assert {"[guest: kernel]", "[guest: heap]", "[guest: stack]"} <= {one["name"] for one in memory()["mappings"]}
+    # The pager dies: another one brings the pages of the next machine.
+    os.kill(victims.pager(node), signal.SIGKILL)
+    assert call("restore") == "restore"
+
+    # Copies that share their memory, and such that wait for requests.
+    node.stop()
+    node.settings["rewind"] = "true"
+    node.start()
+    assert call("fork") == "fork"
+    assert call("parked") == "parked"
+    # One that has answered is put back, and waits; it is as new, and as different from all others.
+    wait_until(lambda: call() == "rewind", lambda: f"one was put back: {node.log()[-6000:]}")
+    assert call() == "rewind"
+    # Those that wait are killed, but for one that is just being put back: its processors have no threads then. Whether the node has
+    # heard of it or not, the next request is answered.
+    for _, vmm in wait_until(lambda: vmms(node), "they wait"):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(vmm, signal.SIGKILL)
+    call()
+    for name in ("kernel", "user", "boot_id"):
+        assert len({answer[name] for answer in answers}) == len(answers), answers
+
+    # A damaged snapshot is not used: it is replaced, and its function answers meanwhile.
+    node.stop()
+    del node.settings["rewind"]
+    assert node.cli("fsck", "--state-dir", node.state, check=False).returncode == 0
+    [disks] = (node.state / "snapshots" / "clone").glob("*/disks.json")
+    disks.write_text(disks.read_text().replace('"sha256":"', '"sha256":"0'))
+    node.start()
+    assert call() == "cold"
+    assert "none of its disks" in has_snapshot(clone, node)["reason"]
+    assert call() == "restore"
+    clone.delete()
+    wait_until(lambda: not (node.state / "snapshots" / "clone").exists(), "its snapshot goes with it")
+    wait_until(lambda: not vmms(node), lambda: f"nothing is left of a function that is gone: {vmms(node)}")
+
+
+@needs_machines
+def test_a_function_answers_from_its_machine(own_node, tmp_path):
+    node = node_with_machines(own_node)
+    node.cli("deploy", HELLO, "--name", "hello", "--sandbox", "microvm", "--timeout", PATIENCE)
+    hello = Function(node, "hello")
+    has_snapshot(hello, node)
+    # Kept after its answer, so that it can be looked at.
+    node.cli("configure", "hello", "--isolation", "instance")
+    first = hello.invoke({"name": "Ada"})
+    assert (first.boot, first.error) == ("restore", None), f"{first}\n{node.log()[-4000:]}"
+    assert first.json == {"message": "Hello, Ada!"}
+    again = hello.invoke({"name": "Grace"})
+    assert (again.boot, again.json) == ("warm", {"message": "Hello, Grace!"}), again
+    described = hello.describe()
+    assert described["serving"]["effective"]["sandbox"] == "microvm"
+    assert hello.invoke({"name": "Joan"}, "cold").json == {"message": "Hello, Joan!"}
+    wait_until(lambda: len(vmms(node)) == 1, lambda: f"what was started for one call ends with it: {vmms(node)}")
+
+    # The VMM is killed while its machine waits: that is seen and named, and the next request gets another machine.
+    [(warden, vmm)] = vmms(node)
+    os.kill(vmm, signal.SIGKILL)
+    wait_until(lambda: hello.describe()["instances"]["idle"] == 0, "its end is seen")
+    assert "the machine's VMM was killed" in node.log()
+    wait_until(lambda: not is_there(warden) and not is_there(vmm), "nothing is left of it")
+    assert hello.invoke({}).json == {"message": "Hello, world!"}
+
+    # What it prints is logged; a function that ends takes its machine with it.
+    package = tmp_path / "talker"
+    package.mkdir()
+    (package / "app.py").write_text(TALKER)
+    node.cli("deploy", package, "--name", "talker", "--sandbox", "microvm", "--timeout", PATIENCE)
+    talker = Function(node, "talker")
+    has_snapshot(talker, node)
+    node.cli("configure", "talker", "--isolation", "instance")
+    assert talker.call({}) == {"pid1": "init", "uid": 993}
+    wait_until(lambda: "hello from the machine" in talker.logs(), lambda: f"it is logged: {talker.logs()}")
+    wait_until(lambda: "and from its standard error" in talker.logs(), lambda: f"it is logged: {talker.logs()}")
+    error = talker.failure({"exit": True})
+    assert error["errorType"] == "Runtime.ExitError" and "the function has ended" in error["errorMessage"], error
+
+    # Another kind of sandbox: machines of the old one are not used any more.
+    machines = vmms(node)
+    assert len(machines) == 1, machines
+    node.cli("configure", "hello", "--sandbox", "process")
+    wait_until(lambda: not vmms(node), lambda: f"its machine is gone: {vmms(node)}")
+    hello.ready()
+    assert hello.invoke({}).boot in ("fork", "restore")
+
+    # With the node all machines go, however it ends.
+    assert talker.invoke({}).boot == "restore"
+    assert len(vmms(node)) == 1, vmms(node)
+    wait_until(lambda: len(vmms(node, waiting=True)) > 1, "VMMs are started ahead")
+    pids = [pid for pair in vmms(node, waiting=True) for pid in pair]
+    node.stop()
+    wait_until(lambda: not any(map(is_there, pids)), "its machines ended with the node")
+    node.start()
+    assert talker.invoke({}).boot == "restore"
+    wait_until(lambda: len(vmms(node, waiting=True)) > 1, "VMMs are started ahead")
+    pids = [pid for pair in vmms(node, waiting=True) for pid in pair]
+    node.kill()
+    wait_until(lambda: not any(map(is_there, pids)), "its machines ended with the node")

@@ -1,0 +1,20 @@
+# Copies this machine's Python with all that it loads below $1: the root of the microVMs that are tested.
+set -eu
+python=$(readlink -f /usr/bin/python3)
+library=$("$python" -I -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
+{
+    printf '%s\n' /usr/bin/python3 "$python" "$library"
+    # A library may be a link, which is copied with what it leads to.
+    ldd "$python" "$library"/lib-dynload/*.so | grep -o '/[^ :]*\.so[^ :]*' | sort -u | while read -r file; do
+        printf '%s\n' "$file" "$(readlink -f "$file")"
+    done
+} | sort -u | while read -r path; do
+    # Below /usr, where everything is today; the old places are links.
+    case $path in /lib/* | /lib64/* | /bin/*) path=/usr$path ;; esac
+    mkdir -p "$1/$(dirname "$path")"
+    cp -a "$path" "$1/$path"
+done
+find "$1" -name __pycache__ -prune -exec rm -r {} +
+for name in bin lib lib64; do ln -s "usr/$name" "$1/$name"; done
+mkdir "$1/etc"
+cp -aL /etc/ld.so.cache "$1/etc"
