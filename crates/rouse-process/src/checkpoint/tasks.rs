@@ -130,29 +130,41 @@ impl StoppedProcess {
     }
 
     /// Lets threads go on that were restored and have not left the restorer's program yet: the leader may have asked for
-    /// work before all others got a processor. The program is no part of a snapshot, so they could not go on there.
-    /// Returns whether there were any.
+    /// work before all others got a processor. The program is no part of a snapshot, so they could not go on there. In it
+    /// threads wait for each other, so all that are in it run together. Returns whether there were any.
     fn leave_program(&mut self, program: &[Range<u64>]) -> Result<bool, CheckpointError> {
         const PAUSE: Duration = Duration::from_micros(200);
         let start = Instant::now();
-        let (mut index, mut found) = (0, false);
-        while !program.is_empty() && index < self.tasks.len() {
-            let tid = self.tasks[index].host_tid;
-            let at = ptrace::registers(tid)?.rip;
-            if !program.iter().any(|range| range.contains(&at)) {
-                index += 1;
-                continue;
+        let mut found = false;
+        while !program.is_empty() {
+            let mut inside = Vec::new();
+            for (index, task) in self.tasks.iter().enumerate() {
+                let at = ptrace::registers(task.host_tid)?.rip;
+                if program.iter().any(|range| range.contains(&at)) {
+                    inside.push(index);
+                }
             }
+            let Some(first) = inside.first() else {
+                break;
+            };
             if start.elapsed() > STOP_TIMEOUT {
+                let tid = self.tasks[*first].host_tid;
                 let waited_ms = STOP_TIMEOUT.as_millis() as u64;
                 return Err(CheckpointError::NotStopped { tid, waited_ms });
             }
             found = true;
-            ptrace::resume(tid)?;
+            for index in &inside {
+                ptrace::resume(self.tasks[*index].host_tid)?;
+            }
             std::thread::sleep(PAUSE);
-            ptrace::interrupt(tid)?;
-            if !self.tasks[index].await_stop(self.afterwards)? {
-                self.tasks.remove(index);
+            for index in &inside {
+                ptrace::interrupt(self.tasks[*index].host_tid)?;
+            }
+            // From the end, so that places before one that is removed stay.
+            for index in inside.into_iter().rev() {
+                if !self.tasks[index].await_stop(self.afterwards)? {
+                    self.tasks.remove(index);
+                }
             }
         }
         Ok(found)

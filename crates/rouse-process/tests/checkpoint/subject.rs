@@ -213,6 +213,14 @@ impl Subject {
         Some(bytes)
     }
 
+    /// Writes to its memory.
+    pub fn write_memory(&self, address: u64, bytes: &[u8]) {
+        let memory = std::fs::OpenOptions::new()
+            .write(true)
+            .open(format!("/proc/{}/mem", self.pid));
+        memory.unwrap().write_all_at(bytes, address).unwrap();
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: i32) {
         // SAFETY: kill takes plain numbers; the child has not been waited for, so the id is its own.

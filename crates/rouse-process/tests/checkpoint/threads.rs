@@ -102,6 +102,56 @@ park()
     assert_wound_back(&subject, &[libc::SYS_poll]);
 }
 
+/// Two threads that are in what is named like the program of a restore. Neither gets out of it while the other stands still.
+const IN_PROGRAM: &str = r#"
+code = bytes.fromhex(
+    "31c9"          #    xor ecx, ecx
+    "48ffc1"        # 1: inc rcx
+    "48890f"        #    mov [rdi], rcx
+    "483b0a"        # 2: cmp rcx, [rdx]
+    "7310"          #    jae 3
+    "48390e"        #    cmp [rsi], rcx
+    "73f0"          #    jae 1
+    "51b8180000000f0559"  # sched_yield, rcx kept
+    "ebeb"          #    jmp 2
+    "c3"            # 3: ret
+)
+fd = libc.memfd_create(b"rouse-program", 0)
+os.write(fd, code)
+program = map_file(fd, 1, mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_EXEC)
+os.close(fd)
+one, other, limit = (ctypes.c_uint64(n) for n in (0, 0, 1 << 62))
+run = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(program)
+address = ctypes.addressof
+def inside(mine, other):
+    run(mine, other, address(limit))
+    park()
+spawn("one", inside, address(one), address(other))
+spawn("other", inside, address(other), address(one))
+ready(address(one), address(limit))
+park()
+"#;
+
+#[test]
+fn threads_leave_the_program_of_a_restore_together() {
+    let subject = Subject::start(IN_PROGRAM);
+    subject.wait_until_in(&[libc::SYS_pause]);
+    let word = |address| {
+        let bytes = subject.memory(address, 8).unwrap();
+        u64::from_le_bytes(bytes.try_into().unwrap())
+    };
+    let (one, limit) = (subject.number(0), subject.number(1));
+    while word(one) == 0 {
+        std::thread::yield_now();
+    }
+    // From here on they take some 10,000 turns until they leave.
+    let end = word(one) + 10_000;
+    subject.write_memory(limit, &end.to_le_bytes());
+    let taken = subject.try_checkpoint(0).unwrap();
+    assert_eq!(taken.snapshot.threads.len(), 3);
+    assert!(word(one) >= end);
+}
+
 #[test]
 fn a_process_that_a_signal_has_stopped_is_read_as_well() {
     let subject = Subject::start("spawn('230', time.sleep, 1000); ready(); park()");
