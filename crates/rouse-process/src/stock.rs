@@ -1,11 +1,16 @@
 //! Things made ahead, so that a request finds them ready: sandboxes, clones of templates.
 
+mod turns;
+
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-/// Makes things in the background, in the order in which they were asked for.
+use turns::Turns;
+
+/// Makes things in the background, one after the other. Stocks take turns: one that is emptied in a burst does not keep
+/// others from being filled.
 #[derive(Debug, Clone)]
 pub struct Filler {
     orders: Sender<Order>,
@@ -100,31 +105,42 @@ impl Filler {
         let (orders, receiver): (_, Receiver<Order>) = channel();
         std::thread::Builder::new()
             .name("filler".into())
-            .spawn(move || {
-                let mut stocks: Vec<Weak<dyn Refill>> = Vec::new();
-                loop {
-                    match receiver.recv_timeout(REVIEW) {
-                        Ok(order) => {
-                            let rest = order.not_before.saturating_duration_since(Instant::now());
-                            std::thread::sleep(rest);
-                            if let Some(stock) = order.stock.upgrade() {
-                                stock.refill();
-                            }
-                            if !stocks.iter().any(|known| known.ptr_eq(&order.stock)) {
-                                stocks.push(order.stock);
-                            }
-                        }
-                        Err(RecvTimeoutError::Timeout) => {
-                            stocks.retain(|stock| stock.strong_count() > 0);
-                            for stock in stocks.iter().filter_map(Weak::upgrade) {
-                                while stock.trim() {}
-                            }
-                        }
-                        Err(RecvTimeoutError::Disconnected) => return,
-                    }
-                }
-            })?;
+            .spawn(move || fill(&receiver))?;
         Ok(Self { orders })
+    }
+}
+
+fn fill(orders: &Receiver<Order>) {
+    let mut turns: Turns<Weak<dyn Refill>> = Turns::new(Weak::ptr_eq);
+    let mut reviewed = Instant::now();
+    loop {
+        let now = Instant::now();
+        let wait = match turns.next(now) {
+            Some(stock) => {
+                if let Some(stock) = stock.upgrade() {
+                    stock.refill();
+                }
+                Duration::ZERO
+            }
+            None => turns.until_next(now).unwrap_or(REVIEW).min(REVIEW),
+        };
+        match orders.recv_timeout(wait) {
+            Ok(order) => {
+                // All that have asked meanwhile, so that each gets its turn.
+                for Order { stock, not_before } in std::iter::once(order).chain(orders.try_iter()) {
+                    turns.add(stock, not_before);
+                }
+            }
+            Err(RecvTimeoutError::Timeout) if reviewed.elapsed() >= REVIEW => {
+                reviewed = Instant::now();
+                turns.retain(|stock| stock.strong_count() > 0);
+                for stock in turns.all().filter_map(Weak::upgrade) {
+                    while stock.trim() {}
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
     }
 }
 
