@@ -1,6 +1,8 @@
 //! Machines that really run. They need KVM on hardware, and `ROUSE_TEST_KERNEL`: the `vmlinuz` of a distribution. The test
 //! bed has both (`cargo xtask hardware`).
 
+mod programs;
+
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -126,8 +128,7 @@ fn a_distribution_kernel_boots_the_guest_and_is_switched_off() {
 #[ignore = "needs KVM on hardware"]
 fn a_guest_without_a_kernel_ends_by_a_triple_fault() {
     let directory = temporary();
-    // ud2, with no handler.
-    let kernel = prepared(&directory, &program(&[0x0f, 0x0b]), b"");
+    let kernel = prepared(&directory, &program(programs::undefined()), b"");
     for vcpus in [1, 4] {
         let (ended, console) = run(&kernel, vcpus, 128, "");
         assert_eq!((ended, console.as_str()), (Ended::TripleFault, ""));
@@ -152,9 +153,9 @@ fn a_kernel_that_panics_resets_its_machine() {
 fn a_machine_is_stopped_whatever_its_guest_does() {
     let directory = temporary();
     let programs = [
-        &[0xeb, 0xfe][..],         // jmp to itself
-        &[0xfa, 0xf4],             // cli; hlt: nothing wakes it up
-        &[0xe4, 0x64, 0xeb, 0xfc], // in al, 0x64 for ever
+        programs::spinning(),
+        programs::halted(),
+        programs::reading(),
     ];
     for code in programs {
         let kernel = prepared(&directory, &program(code), b"");
@@ -170,32 +171,12 @@ fn a_machine_is_stopped_whatever_its_guest_does() {
     }
 }
 
-#[test]
-#[ignore = "needs KVM on hardware"]
-fn a_guest_may_write_garbage_to_all_registers() {
+/// Runs a guest that is hostile to a disk, a vsock device and a balloon, and returns how often each has noticed.
+fn violations_of(code: &[u8]) -> Vec<(&'static str, u64)> {
     let directory = temporary();
     let image = directory.path().join("image");
-    fs::write(&image, [0; 4096]).expect("it can be written");
-    let code = [
-        &[0xc7, 0x04, 0x25, 0x18, 0xa0, 0x00, 0x00][..], // mov dword [0xa018], a mapping of the fourth GiB
-        &[0x83, 0x00, 0x00, 0xc0],
-        &[0xbb, 0x08, 0x00, 0x00, 0x00],       // mov ebx, 8
-        &[0xbf, 0x00, 0x00, 0x00, 0xd0],       // again: mov edi, 0xd0000000
-        &[0x89, 0x07],                         // next: mov [rdi], eax
-        &[0x8b, 0x0f],                         // mov ecx, [rdi]
-        &[0x05, 0xb1, 0x79, 0x37, 0x9e],       // add eax, 0x9e3779b1
-        &[0x83, 0xc7, 0x04],                   // add edi, 4
-        &[0x81, 0xff, 0x00, 0x30, 0x00, 0xd0], // cmp edi, 0xd0003000
-        &[0x75, 0xec],                         // jne next
-        &[0xff, 0xcb],                         // dec ebx
-        &[0x75, 0xe3],                         // jne again
-        &[0x66, 0xba, 0x00, 0x06],             // mov dx, 0x600
-        &[0xb0, 0x34],                         // mov al, 0x34
-        &[0xee],                               // out dx, al: off
-        &[0xf4],                               // hlt
-    ]
-    .concat();
-    let kernel = prepared(&directory, &program(&code), b"");
+    fs::write(&image, [0; 1 << 16]).expect("it can be written");
+    let kernel = prepared(&directory, &program(code), b"");
     let config = Config {
         devices: DeviceConfig {
             disks: vec![Disk {
@@ -213,12 +194,31 @@ fn a_guest_may_write_garbage_to_all_registers() {
         Machine::boot(&config, &kernel, Box::new(Console::default())).expect("it can be made");
     let devices = machine.devices();
     assert_eq!(machine.run().expect("it runs to its end"), Ended::Off);
-    for violations in devices.violations() {
-        assert!(
-            violations.count() > 0,
-            "nothing was noticed: {violations:?}"
-        );
-        assert!(["block", "vsock", "balloon"].contains(&violations.device()));
+    devices
+        .violations()
+        .into_iter()
+        .map(|violations| (violations.device(), violations.count()))
+        .collect()
+}
+
+#[test]
+#[ignore = "needs KVM on hardware"]
+fn a_guest_may_write_garbage_to_all_registers() {
+    let noticed = violations_of(programs::any_register());
+    assert_eq!(noticed.len(), 3, "{noticed:?}");
+    for (device, count) in noticed {
+        assert!(["block", "vsock", "balloon"].contains(&device));
+        assert!(count > 0, "{device} has noticed nothing");
+    }
+}
+
+#[test]
+#[ignore = "needs KVM on hardware"]
+fn a_guest_may_fill_all_queues_with_garbage() {
+    let noticed = violations_of(programs::any_queue());
+    assert_eq!(noticed.len(), 3, "{noticed:?}");
+    for (device, count) in noticed {
+        assert!(count > 0, "{device} has noticed nothing");
     }
 }
 
@@ -226,28 +226,7 @@ fn a_guest_may_write_garbage_to_all_registers() {
 #[ignore = "needs KVM on hardware"]
 fn a_guest_may_touch_whatever_it_likes() {
     let directory = temporary();
-    let code = [
-        &[0x66, 0xba, 0x00, 0x00][..],               // mov dx, 0
-        &[0xb0, 0x00],                               // next: mov al, 0
-        &[0xee],                                     // out dx, al
-        &[0xef],                                     // out dx, eax
-        &[0xec],                                     // in al, dx
-        &[0xed],                                     // in eax, dx
-        &[0x66, 0xff, 0xc2],                         // inc dx
-        &[0x66, 0x81, 0xfa, 0x00, 0x10],             // cmp dx, 0x1000
-        &[0x75, 0xf0],                               // jne next
-        &[0x89, 0x04, 0x25, 0x00, 0x00, 0x00, 0x10], // mov [0x10000000], eax: there is no memory
-        &[0x8b, 0x04, 0x25, 0x00, 0x00, 0x00, 0x10], // mov eax, [0x10000000]
-        &[0x83, 0xf8, 0xff],                         // cmp eax, -1
-        &[0x75, 0x08],                               // jne wrong
-        &[0x66, 0xba, 0x00, 0x06],                   // mov dx, 0x600
-        &[0xb0, 0x34],                               // mov al, 0x34
-        &[0xee],                                     // out dx, al: off
-        &[0xf4],                                     // hlt
-        &[0x0f, 0x0b],                               // wrong: ud2
-    ]
-    .concat();
-    let kernel = prepared(&directory, &program(&code), b"");
+    let kernel = prepared(&directory, &program(programs::any_port()), b"");
     let (ended, _) = run(&kernel, 1, 128, "");
     assert_eq!(ended, Ended::Off);
 }
