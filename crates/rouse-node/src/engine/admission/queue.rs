@@ -14,6 +14,7 @@
 //! | processors or memory are spoken for, and it has requests running | go on: it gets its next turn when one of its own ends |
 //! | memory is spoken for, and it has none running | wait with it, else small requests could keep a large one out for ever |
 //! | as many instances are being started as may be | wait with it |
+//! | all but one of these are, and one of them is its own | go on: the last one is for who has none |
 //!
 //! A flow with nothing running is never held back by processors: a burst of one function cannot keep another from its first
 //! request. And whatever the budgets are, one request runs.
@@ -111,6 +112,8 @@ struct Flow {
     limits: FlowLimits,
     waiting: VecDeque<Ticket>,
     running: u32,
+    /// Of these, requests whose instance is being started.
+    starting: u32,
     virtual_time: u64,
     estimate: Estimate,
     /// Its function is gone; it goes when its last request does.
@@ -202,6 +205,7 @@ impl Queue {
                 limits: limits.clone(),
                 waiting: VecDeque::new(),
                 running: 0,
+                starting: 0,
                 virtual_time: 0,
                 estimate: Estimate::default(),
                 is_retired: false,
@@ -325,6 +329,7 @@ impl Queue {
             memory: flow.estimate.memory,
         };
         flow.running += 1;
+        flow.starting += 1;
         self.unreserved += u32::from(flow.limits.reserved.is_none());
         self.queued -= 1;
         self.running += 1;
@@ -344,6 +349,9 @@ impl Queue {
         {
             request.state = State::Running;
             self.starting -= 1;
+            if let Some(flow) = self.flows.get_mut(&request.flow) {
+                flow.starting -= 1;
+            }
         }
     }
 
@@ -384,7 +392,9 @@ impl Queue {
                 flow.running -= 1;
                 self.unreserved -= u32::from(flow.limits.reserved.is_none());
                 self.running -= 1;
-                self.starting -= u32::from(request.state == State::Starting);
+                let starting = u32::from(request.state == State::Starting);
+                flow.starting -= starting;
+                self.starting -= starting;
                 if !request.rests {
                     self.used.cpu_milli -= request.share.cpu_milli;
                 }
@@ -465,6 +475,11 @@ impl Queue {
 
     fn held(&self, flow: &Flow) -> Option<Held> {
         if at_own_limit(flow) {
+            return Some(Held::Itself);
+        }
+        // The last start is for a flow that has none: it does not wait for the burst of another.
+        let is_last = self.starting + 1 >= self.capacity.starting;
+        if is_last && flow.starting > 0 && self.capacity.starting > 1 {
             return Some(Held::Itself);
         }
         let unreserved = self.capacity.running.saturating_sub(self.reserved);

@@ -260,19 +260,43 @@ fn a_large_request_gets_its_memory_in_the_end() {
 #[test]
 fn so_many_start_at_a_time() {
     let capacity = Capacity {
-        starting: 2,
+        starting: 3,
         ..ROOMY
     };
-    let mut queue = queue(capacity, &[("a", limits("t"))]);
+    let mut queue = queue(capacity, &[("a", limits("t")), ("b", limits("t"))]);
     let tickets: Vec<_> = (0..4).map(|_| queue.arrive("a").unwrap()).collect();
+    // One is left for a function that has none.
     assert_eq!((0..4).filter(|_| queue.admit().is_some()).count(), 2);
+    let others: Vec<_> = (0..2).map(|_| queue.arrive("b").unwrap()).collect();
+    assert_eq!(queue.admit(), Some(others[0]));
+    assert_eq!(queue.admit(), None);
     queue.started(tickets[0]);
     queue.started(tickets[0]);
+    assert_eq!(queue.admit(), None);
+    queue.started(others[0]);
+    // Now that there are two, it is the turn of the first.
     assert_eq!(queue.admit(), Some(tickets[2]));
+    assert_eq!(queue.admit(), Some(others[1]));
+    assert_eq!(queue.admit(), None);
+    queue.leave(others[1]);
     assert_eq!(queue.admit(), None);
     queue.leave(tickets[1]);
     assert_eq!(queue.admit(), Some(tickets[3]));
-    assert_eq!(queue.totals(), (0, 2, 3));
+    assert_eq!(queue.totals(), (0, 2, 4));
+}
+
+#[test]
+fn where_one_starts_at_a_time_all_share_it() {
+    let capacity = Capacity {
+        starting: 1,
+        ..ROOMY
+    };
+    let mut queue = queue(capacity, &[("a", limits("t"))]);
+    let tickets: Vec<_> = (0..2).map(|_| queue.arrive("a").unwrap()).collect();
+    assert_eq!(queue.admit(), Some(tickets[0]));
+    assert_eq!(queue.admit(), None);
+    queue.started(tickets[0]);
+    assert_eq!(queue.admit(), Some(tickets[1]));
 }
 
 /// What happens, with numbers that are taken modulo what there is.
@@ -325,7 +349,7 @@ const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 proptest! {
     #[test]
     fn the_queue_does_what_lists_would(steps in prop::collection::vec(step(), 1..200)) {
-        let capacity = Capacity { running: 5, starting: 2, queued: 6, ..ROOMY };
+        let capacity = Capacity { running: 5, starting: 3, queued: 6, ..ROOMY };
         let mut queue = Queue::new(capacity);
         let mut oracle = Oracle::default();
         for (index, name) in NAMES.iter().enumerate() {
@@ -380,18 +404,22 @@ proptest! {
                         let flow = oracle.requests.iter().find(|(t, ..)| *t == ticket).unwrap().1;
                         let (_, limits, known) = &oracle.flows[flow];
                         prop_assert!(all <= 5);
-                        prop_assert!(starting <= 2 || all == 1);
+                        prop_assert!(starting <= 3);
                         let own = oracle.count(flow, running);
+                        // The last start is of who had none.
+                        let own_starts = oracle.count(flow, |s| s == State::Starting);
+                        prop_assert!(starting < 3 || own_starts == 1);
                         let reserved = limits.reserved.filter(|_| *known);
                         prop_assert!([reserved, limits.most].iter().flatten().all(|limit| own <= *limit as usize));
                         prop_assert!(reserved.is_some() || unreserved <= room);
-                    } else if all < 5 && (starting < 2 || all == 0) {
+                    } else if all < 5 && starting < 3 {
                         for flow in 0..oracle.flows.len() {
                             let (_, limits, known) = &oracle.flows[flow];
                             let reserved = limits.reserved.filter(|_| *known);
                             let own = oracle.count(flow, running);
                             let is_held = [reserved, limits.most].iter().flatten().any(|limit| own >= *limit as usize)
-                                || (reserved.is_none() && unreserved >= room);
+                                || (reserved.is_none() && unreserved >= room)
+                                || (starting == 2 && oracle.count(flow, |s| s == State::Starting) > 0);
                             prop_assert!(is_held || oracle.count(flow, |s| s == State::Queued) == 0);
                         }
                     }
