@@ -241,18 +241,18 @@ impl Image {
 
     /// How many instances wait for requests.
     pub fn parked_count(&self) -> usize {
-        self.read().parked.as_ref().map_or(0, |parked| parked.len())
+        (self.read().parked.as_ref()).map_or(0, |parked| parked.copies().parked())
     }
 
     /// How many instances wait that were rewound.
     pub fn rewound_count(&self) -> usize {
-        (self.read().parked.as_ref()).map_or(0, |parked| parked.rewound_len())
+        (self.read().parked.as_ref()).map_or(0, |parked| parked.copies().rewound())
     }
 
     /// Ends those.
     pub fn end_rewound(&self) {
         if let Some(parked) = self.parked() {
-            parked.drop_rewound();
+            parked.copies().end_all_rewound();
         }
     }
 

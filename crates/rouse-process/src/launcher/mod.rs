@@ -12,6 +12,7 @@
 //! caller, who may already write the answer to its parked request.
 
 mod branch;
+mod copies;
 mod dictionaries;
 mod error;
 mod observe;
@@ -57,6 +58,7 @@ use crate::reaper::Reaper;
 use crate::stock::{Filler, Size, Stock};
 use crate::working_set::WorkingSet;
 
+pub use copies::{Copies, CopyId, Waits};
 use paging::Paging;
 pub use paging::PoolOwner;
 pub(crate) use parked::Parked;

@@ -11,15 +11,15 @@
 //! What waits is a restored instance in its own sandbox that has copied what it is known to write (see
 //! `plan::parking`). It costs that memory, and is the first to go when memory is short.
 
-use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use rouse_pool::memory::{Hold, ImageMemory, hold_all};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::oneshot;
 
+use super::copies::{Copies, Waits};
 use super::{Launcher, Parts, log_pipe, micros, unreachable_blank};
 use crate::image::{Image, Programs};
 use crate::instance::{BootPath, Instance, LaunchSpec, Stage};
@@ -31,10 +31,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long after one was taken its replacement is made: most requests have been answered by then, and should have the
 /// processor to themselves.
 const REST: Duration = Duration::from_millis(2);
-/// Instances in a row that end before they are used, or cannot be made, until no more are made for a while.
-const MOST_FAILURES: u32 = 4;
-/// How long none are made then.
-const PAUSE: Duration = Duration::from_secs(30);
 
 /// The instances of one function that wait for requests.
 #[derive(Debug)]
@@ -43,24 +39,12 @@ pub(crate) struct Parked {
     /// Weak, because it is the image that has this.
     image: Weak<Image>,
     spec: LaunchSpec,
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    waiting: VecDeque<Waiting>,
-    /// Those that have answered and were put back to the snapshot; the one that was used last is the first.
-    rewound: VecDeque<(Instant, Waiting)>,
-    target: usize,
-    /// Is somebody making them?
-    filling: bool,
-    failures: u32,
-    paused_until: Option<Instant>,
+    copies: Copies<Waiting>,
 }
 
 /// An instance that waits. It does not own its image yet, which owns it.
 #[derive(Debug)]
-pub(super) struct Waiting {
+pub(crate) struct Waiting {
     pub(super) instance: Instance,
     pub(super) programs: Arc<Programs>,
     /// The pools that it maps.
@@ -68,7 +52,7 @@ pub(super) struct Waiting {
     pub(super) pidfd: OwnedFd,
 }
 
-impl Waiting {
+impl Waits for Waiting {
     fn lives(&self) -> bool {
         let mut polled = [PollFd::new(&self.pidfd, PollFlags::IN)];
         let at_once = Timespec {
@@ -85,87 +69,34 @@ impl Parked {
             launcher: launcher.clone(),
             image: Arc::downgrade(image),
             spec: spec.clone(),
-            state: Mutex::default(),
+            copies: Copies::default(),
         })
     }
 
-    /// How many wait.
-    pub fn len(&self) -> usize {
-        self.lock().waiting.len()
+    /// Those that wait.
+    pub(crate) fn copies(&self) -> &Copies<Waiting> {
+        &self.copies
     }
 
     /// From now on this many are to wait.
     fn set_target(self: &Arc<Self>, target: usize) {
-        let surplus: Vec<Waiting> = {
-            let mut state = self.lock();
-            state.target = target;
-            let keep = target.min(state.waiting.len());
-            state.waiting.drain(keep..).collect()
-        };
-        drop(surplus);
+        self.copies.set_target(target);
         self.fill(Duration::ZERO);
-    }
-
-    /// One that lives.
-    fn take(self: &Arc<Self>) -> Option<Waiting> {
-        loop {
-            let waiting = self.lock().waiting.pop_front()?;
-            if waiting.lives() {
-                let mut state = self.lock();
-                state.failures = 0;
-                return Some(waiting);
-            }
-            self.failed("an instance ended while it was parked");
-        }
-    }
-
-    /// How many wait that were rewound.
-    pub fn rewound_len(&self) -> usize {
-        self.lock().rewound.len()
     }
 
     /// Keeps one that was rewound for `keep`, beside at most `most - 1` others.
     pub(super) fn put_rewound(self: &Arc<Self>, waiting: Waiting, most: usize, keep: Duration) {
-        let (id, mut exit) = (waiting.instance.id, waiting.instance.exit.clone());
-        let since = Instant::now();
-        let surplus = {
-            let mut state = self.lock();
-            state.rewound.push_front((since, waiting));
-            let keep = most.min(state.rewound.len());
-            state.rewound.split_off(keep)
-        };
-        drop(surplus);
+        let mut exit = waiting.instance.exit.clone();
+        let id = self.copies.put_rewound(waiting, most);
         let parked = Arc::downgrade(self);
         tokio::spawn(async move {
             let ended = exit.wait_for(Option::is_some);
             // Ended or not used: it goes in both cases.
             let _ = tokio::time::timeout(keep, ended).await;
-            let found = parked.upgrade().and_then(|parked| {
-                let mut state = parked.lock();
-                // It may have been taken, and have come back.
-                let is_it =
-                    |(time, one): &(Instant, Waiting)| *time == since && one.instance.id == id;
-                let at = state.rewound.iter().position(is_it);
-                at.and_then(|at| state.rewound.remove(at))
-            });
-            drop(found);
-        });
-    }
-
-    /// One that was rewound and lives.
-    pub(super) fn take_rewound(&self) -> Option<Waiting> {
-        loop {
-            let (_, waiting) = self.lock().rewound.pop_front()?;
-            if waiting.lives() {
-                return Some(waiting);
+            if let Some(parked) = parked.upgrade() {
+                parked.copies.end_rewound(id);
             }
-        }
-    }
-
-    /// Ends all that were rewound.
-    pub fn drop_rewound(&self) {
-        let rewound = std::mem::take(&mut self.lock().rewound);
-        drop(rewound);
+        });
     }
 
     /// Makes what is missing, in the background, after `rest`.
@@ -176,12 +107,8 @@ impl Parked {
         let Some(image) = self.image.upgrade() else {
             return;
         };
-        {
-            let mut state = self.lock();
-            if state.filling || !wants(&mut state, &image.programs()) {
-                return;
-            }
-            state.filling = true;
+        if !self.copies.begin(knows(&image.programs())) {
+            return;
         }
         let parked = Arc::downgrade(self);
         runtime.spawn(async move {
@@ -199,12 +126,8 @@ impl Parked {
         let Some(image) = self.image.upgrade() else {
             return false;
         };
-        {
-            let mut state = self.lock();
-            if !wants(&mut state, &image.programs()) {
-                state.filling = false;
-                return false;
-            }
+        if !self.copies.goes_on(knows(&image.programs())) {
+            return false;
         }
         // One at a time on the whole node: requests come first. The semaphore is never closed.
         let _turn = self.launcher.inner.parking.acquire().await;
@@ -212,76 +135,41 @@ impl Parked {
             Ok(waiting) => self.put(waiting, &image.programs()),
             Err(LaunchError::NotResident) => {
                 // Its pages have been let go of: whoever wants instances again says so.
-                let mut state = self.lock();
-                state.target = 0;
-                state.filling = false;
+                self.copies.give_up();
                 return false;
             }
-            Err(error) => self.failed(&crate::image::chain(&error)),
+            Err(error) => {
+                tracing::warn!(
+                    error = crate::image::chain(&error),
+                    "no instance could be parked"
+                );
+                self.copies.failed();
+            }
         }
         true
     }
 
     fn put(self: &Arc<Self>, waiting: Waiting, current: &Arc<Programs>) {
-        let (id, mut exit) = (waiting.instance.id, waiting.instance.exit.clone());
-        let mut state = self.lock();
-        state.waiting.push_back(waiting);
-        let mut surplus = Vec::new();
-        while state.waiting.len() > state.target {
-            let stale = |one: &Waiting| !Arc::ptr_eq(&one.programs, current);
-            let at = state.waiting.iter().position(stale).unwrap_or(0);
-            surplus.extend(state.waiting.remove(at));
-        }
-        drop(state);
-        drop(surplus);
+        let mut exit = waiting.instance.exit.clone();
+        let id = self.copies.put(waiting, knows(current));
         let parked = Arc::downgrade(self);
         tokio::spawn(async move {
             let ended = exit.wait_for(Option::is_some).await.is_ok();
-            if let Some(parked) = parked.upgrade().filter(|_| ended) {
-                parked.ended(id);
+            let Some(parked) = parked.upgrade().filter(|_| ended) else {
+                return;
+            };
+            // If it still waited, another one takes its place.
+            if parked.copies.ended(id) {
+                tracing::warn!("an instance ended while it was parked");
+                parked.fill(REST);
             }
         });
     }
-
-    /// An instance has ended: if it still waited, another one takes its place.
-    fn ended(self: &Arc<Self>, id: u64) {
-        let found = {
-            let mut state = self.lock();
-            let at = state.waiting.iter().position(|one| one.instance.id == id);
-            at.and_then(|at| state.waiting.remove(at))
-        };
-        if found.is_some() {
-            self.failed("an instance ended while it was parked");
-            self.fill(REST);
-        }
-    }
-
-    fn failed(&self, reason: &str) {
-        tracing::warn!(reason, "an instance could not be kept parked");
-        let mut state = self.lock();
-        state.failures += 1;
-        if state.failures >= MOST_FAILURES {
-            state.failures = 0;
-            state.paused_until = Some(Instant::now() + PAUSE);
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-/// Is one to be made? Those that know less than is known now do not count, but stay until they are replaced.
-fn wants(state: &mut State, current: &Arc<Programs>) -> bool {
-    if state
-        .paused_until
-        .is_some_and(|until| Instant::now() < until)
-    {
-        return false;
-    }
-    state.paused_until = None;
-    let fresh = |one: &&Waiting| Arc::ptr_eq(&one.programs, current);
-    state.waiting.iter().filter(fresh).count() < state.target
+/// Does one that waits know all that is known of the function now?
+fn knows(current: &Arc<Programs>) -> impl Fn(&Waiting) -> bool {
+    |one| Arc::ptr_eq(&one.programs, current)
 }
 
 impl Launcher {
@@ -298,7 +186,7 @@ impl Launcher {
         let verify = micros(begin);
         let taking = Instant::now();
         let parked = image.parked();
-        let taken = parked.as_ref().and_then(|parked| parked.take());
+        let taken = parked.as_ref().and_then(|parked| parked.copies.take());
         if let Some(parked) = &parked {
             parked.fill(REST);
         }

@@ -48,7 +48,7 @@ impl Launcher {
         let begin = Instant::now();
         image.verify_files()?;
         let (verify, taking) = (micros(begin), Instant::now());
-        let taken = image.parked().and_then(|parked| parked.take_rewound());
+        let taken = (image.parked()).and_then(|parked| parked.copies().take_rewound());
         Ok(taken.map(|waiting| self.awake(image, spec, waiting, verify, taking)))
     }
 

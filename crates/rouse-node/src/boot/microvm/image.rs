@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use rouse_pool::memory::{Hold, ImageMemory};
 use rouse_pool::snapshot_store::{StoreError, WriteOptions};
-use rouse_process::launcher::{Launcher, PoolOwner, SnapshotError};
+use rouse_process::launcher::{Copies, Launcher, PoolOwner, SnapshotError, Waits};
 use rouse_process::memory_report::MemoryReport;
 use rouse_process::working_set::WorkingSetReport;
 use rouse_snapshot::model::{MachineSnapshot, PAGE_SIZE};
@@ -17,11 +17,10 @@ use rouse_vmm::zygote::GivenPool;
 use tokio::runtime::Handle;
 
 use super::TENANT;
-use super::ahead::Ahead;
 use super::learning::{self, Learning};
 use super::report;
 use super::seals::Seal;
-use crate::boot::ImageUse;
+use crate::boot::{Booted, ImageUse};
 
 /// A loaded snapshot of a machine.
 #[derive(Debug)]
@@ -39,11 +38,17 @@ pub struct MachineImage {
     owners: Owners,
     learning: Mutex<Learning>,
     /// Copies that wait for requests.
-    pub ahead: Ahead,
+    pub copies: Copies<Booted>,
     /// Held while it is stored anew.
     storing: Mutex<()>,
     stored_bytes: u64,
     problem: OnceLock<String>,
+}
+
+impl Waits for Booted {
+    fn lives(&self) -> bool {
+        self.exit.borrow().is_none()
+    }
 }
 
 /// What is read of a stored snapshot beside its pages.
@@ -93,7 +98,7 @@ impl MachineImage {
             memory: RwLock::new(Arc::new(memory)),
             owners: parts.owners,
             learning: Mutex::new(learning),
-            ahead: Ahead::default(),
+            copies: Copies::default(),
             storing: Mutex::default(),
             stored_bytes: parts.stored_bytes,
             problem: OnceLock::new(),

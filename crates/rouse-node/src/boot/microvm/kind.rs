@@ -67,24 +67,28 @@ impl MicroVms {
 
     /// Makes copies that wait, one after the other, as long as some are missing and all pages of the snapshot are in memory.
     fn park(&self, image: &Arc<MachineImage>, spec: &LaunchSpec) {
-        if !image.memory().is_resident() || !image.ahead.begin() {
+        // What is learnt of a machine changes where its pages are, and nothing of those that wait.
+        if !image.memory().is_resident() || !image.copies.begin(|_| true) {
             return;
         }
         let (kind, spec, tasks) = (self.clone(), spec.clone(), Handle::current());
         let weak = Arc::downgrade(image);
         tasks.clone().spawn_blocking(move || {
-            let Some(image) = weak.upgrade() else {
-                return;
-            };
-            match kind.0.restore(&image, &spec, BootPath::Parked, &tasks) {
-                Ok(booted) => image.ahead.put(booted),
-                Err(error) => {
-                    tracing::warn!(%error, "no machine could be kept parked");
-                    image.ahead.failed();
+            while let Some(image) = weak.upgrade() {
+                if !image.memory().is_resident() {
+                    return image.copies.give_up();
+                }
+                if !image.copies.goes_on(|_| true) {
+                    return;
+                }
+                match kind.0.restore(&image, &spec, BootPath::Parked, &tasks) {
+                    Ok(booted) => drop(image.copies.put(booted, |_| true)),
+                    Err(error) => {
+                        tracing::warn!(%error, "no machine could be kept parked");
+                        image.copies.failed();
+                    }
                 }
             }
-            let _entered = tasks.enter();
-            kind.park(&image, &spec);
         });
     }
 }
@@ -123,7 +127,7 @@ impl Boot for MicroVms {
     ) -> BoxFuture<'a, Result<Option<Booted>, BootError>> {
         Box::pin(async move {
             let machine = image_of(image)?;
-            let taken = machine.ahead.take();
+            let taken = machine.copies.take();
             self.park(&machine, spec);
             match taken {
                 None if make => self.copy(image, spec, BootPath::Parked).await.map(Some),
@@ -134,13 +138,13 @@ impl Boot for MicroVms {
 
     fn set_parked(&self, image: &LoadedImage, spec: &LaunchSpec, target: usize) {
         if let Ok(image) = image_of(image) {
-            image.ahead.set_target(target);
+            image.copies.set_target(target);
             self.park(&image, spec);
         }
     }
 
     fn parked_count(&self, image: &LoadedImage) -> usize {
-        image_of(image).map_or(0, |image| image.ahead.parked())
+        image_of(image).map_or(0, |image| image.copies.parked())
     }
 
     fn rewind<'a>(
@@ -154,14 +158,14 @@ impl Boot for MicroVms {
             let machine = machine_of(live)?;
             let (image, booted) = aside(move || inner.rewind(*machine)).await?;
             let mut exit = booted.exit.clone();
-            let since = image.ahead.put_rewound(booted, most);
+            let id = image.copies.put_rewound(booted, most);
             let image = Arc::downgrade(&image);
             tokio::spawn(async move {
                 let ended = exit.wait_for(Option::is_some);
                 // Ended or not used: it goes in both cases.
                 drop(tokio::time::timeout(keep, ended).await);
                 if let Some(image) = image.upgrade() {
-                    image.ahead.end_rewound_since(since);
+                    image.copies.end_rewound(id);
                 }
             });
             Ok(())
@@ -173,16 +177,16 @@ impl Boot for MicroVms {
         image: &LoadedImage,
         _spec: &LaunchSpec,
     ) -> Result<Option<Booted>, BootError> {
-        Ok(image_of(image)?.ahead.take_rewound())
+        Ok(image_of(image)?.copies.take_rewound())
     }
 
     fn rewound_count(&self, image: &LoadedImage) -> usize {
-        image_of(image).map_or(0, |image| image.ahead.rewound())
+        image_of(image).map_or(0, |image| image.copies.rewound())
     }
 
     fn end_rewound(&self, image: &LoadedImage) {
         if let Ok(image) = image_of(image) {
-            image.ahead.end_rewound();
+            image.copies.end_all_rewound();
         }
     }
 

@@ -17,10 +17,8 @@
 //! | its threads in the node, what comes out of it, and what the engine has of it | `supervisor.rs`, `life.rs`, `live.rs` |
 //! | a snapshot: written and read, loaded, described | `snapshot.rs`, `image.rs`, `report.rs` |
 //! | what calls touch of it | `learning.rs` |
-//! | copies that wait for requests | `ahead.rs` |
 //! | disks: the package as an image, and digests of all | `packages.rs`, `seals.rs` |
 
-mod ahead;
 mod cold;
 mod image;
 mod kind;
