@@ -35,7 +35,7 @@ pub fn serve(host: File, report: String, has_root: bool) -> Result<(), String> {
                 function = Some(started);
                 ToHost::Started
             }),
-            (ToGuest::Pause | ToGuest::Resume(_), None) => {
+            (ToGuest::Pause | ToGuest::Resume(_) | ToGuest::GoOn, None) => {
                 Err("no function was started".to_owned())
             }
             (ToGuest::Pause, Some(function)) => match pause(function) {
@@ -51,6 +51,7 @@ pub fn serve(host: File, report: String, has_root: bool) -> Result<(), String> {
             (ToGuest::Resume(fresh), Some(function)) => fresh::apply(&fresh)
                 .and_then(|()| function.thaw())
                 .map(|()| ToHost::Resumed),
+            (ToGuest::GoOn, Some(function)) => function.thaw().map(|()| ToHost::Resumed),
         };
         let answer = answer.unwrap_or_else(ToHost::Failed);
         writer.send(&answer).map_err(failed)?;

@@ -11,6 +11,8 @@
 //!    paused       ───────────>          ... snapshot, and in each machine that is restored from it:
 //!                 <───────────  resume  clock and randomness are set, then the function goes on
 //!    resumed      ───────────>
+//!                 <───────────  go_on   or, in the machine itself: the function goes on as if nothing had been
+//!    resumed      ───────────>
 //!    exited       ───────────>          at any time
 //!                 <───────────  off
 //! ```
@@ -41,6 +43,8 @@ pub enum ToGuest {
     Pause,
     /// Lets it go on, in a machine that may be a copy.
     Resume(Fresh),
+    /// Lets it go on in the machine that was paused, as if nothing had been.
+    GoOn,
     /// Switches the machine off.
     Off,
 }

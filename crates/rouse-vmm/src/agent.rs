@@ -89,6 +89,7 @@ impl Drop for AgentListener {
 pub struct Agent {
     reader: BufReader<UnixStream>,
     writer: UnixStream,
+    patience: Duration,
 }
 
 impl Agent {
@@ -102,6 +103,7 @@ impl Agent {
         Ok(Self {
             writer: stream.try_clone()?,
             reader: BufReader::new(stream),
+            patience,
         })
     }
 
@@ -112,7 +114,9 @@ impl Agent {
     /// How the function or the machine has ended; or what was said instead.
     pub fn paused(&mut self) -> Result<Owners, AgentError> {
         self.writer.set_read_timeout(None)?;
-        self.owners()
+        let owners = self.owners();
+        self.writer.set_read_timeout(Some(self.patience))?;
+        owners
     }
 
     /// What asks for a pause while somebody waits in [`paused`](Self::paused).
@@ -170,6 +174,14 @@ impl Agent {
     /// If that cannot be done.
     pub fn resume(&mut self, fresh: Fresh) -> Result<(), AgentError> {
         self.ask(&ToGuest::Resume(fresh), &ToHost::Resumed)
+    }
+
+    /// Lets it go on in the machine that was paused, as if nothing had been.
+    ///
+    /// # Errors
+    /// If that cannot be done.
+    pub fn go_on(&mut self) -> Result<(), AgentError> {
+        self.ask(&ToGuest::GoOn, &ToHost::Resumed)
     }
 
     /// Asks the guest to switch its machine off.

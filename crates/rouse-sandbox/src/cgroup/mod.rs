@@ -181,7 +181,7 @@ impl SlotGroups {
                 .try_for_each(|group| group.limit(limits))?;
             self.limits = Some(*limits);
         }
-        self.groups.iter().try_for_each(SlotGroup::reset)
+        self.groups.iter().try_for_each(|group| group.reset(limits))
     }
 
     /// `cgroup.procs` in each hierarchy, open for writing.

@@ -113,20 +113,26 @@ impl SlotGroup {
                 (Controller::Pids, _) => write_file(dir, "pids.max", &limits.pids.to_string())?,
                 (Controller::Cpu, Version::V1) => {
                     write_file(dir, "cpu.cfs_period_us", &CPU_PERIOD_US.to_string())?;
-                    write_file(dir, "cpu.cfs_quota_us", &quota(limits).to_string())?;
                 }
-                (Controller::Cpu, Version::V2) => write_file(
-                    dir,
-                    "cpu.max",
-                    &format!("{} {CPU_PERIOD_US}", quota(limits)),
-                )?,
+                // Its quota is set each time ([`reset`](Self::reset)).
+                (Controller::Cpu, Version::V2) => {}
             }
         }
         Ok(())
     }
 
-    /// Forgets the peak of earlier sandboxes.
-    pub fn reset(&self) -> io::Result<()> {
+    /// Forgets the peak of earlier sandboxes, and what processor time they have had too much: the end of many processes is
+    /// more than a quota allows, and the kernel takes it from who comes next. Setting a quota ends that.
+    pub fn reset(&self, limits: &Limits) -> io::Result<()> {
+        if self.controllers.contains(&Controller::Cpu) {
+            let quota = quota(limits);
+            match self.version {
+                Version::V1 => write_file(&self.dir, "cpu.cfs_quota_us", &quota.to_string())?,
+                Version::V2 => {
+                    write_file(&self.dir, "cpu.max", &format!("{quota} {CPU_PERIOD_US}"))?;
+                }
+            }
+        }
         if let Some(MemoryFiles {
             peak: Some(peak), ..
         }) = &self.memory
