@@ -162,6 +162,129 @@ def test_copies_of_a_machine(own_node, tmp_path):
     wait_until(lambda: not vmms(node), lambda: f"nothing is left of a function that is gone: {vmms(node)}")
 
 
+OF_TEMPLATE = """
+import csv, os, uuid
+import helper
+
+TEXT = open("data.txt").read()
+TABLE = {number: str(number) for number in range(1000)}
+DRAWN = [os.urandom(8).hex(), str(uuid.uuid4())]
+
+def handler(event, context):
+    return {
+        "name": context.function_name,
+        "text": TEXT,
+        "helper": helper.NAME,
+        "found": [os.getcwd(), sorted(os.listdir("/var/task")), open("/var/task/data.txt").read(), open("data.txt").read()],
+        "row": TABLE[event["n"]],
+        "drawn": DRAWN,
+        "unique": [os.urandom(8).hex(), str(uuid.uuid4()), open("/proc/sys/kernel/random/boot_id").read().strip()],
+        "environment": [os.environ["AWS_LAMBDA_FUNCTION_NAME"], "ROUSE_TEMPLATE" in os.environ],
+    }
+"""
+# Of the memory of a machine: the function's, and the guest's own.
+MACHINE_BYTES = (128 + 128) << 20
+
+
+def templates(node):
+    return sorted(path.name for path in (node.state / "snapshots/@templates").glob("*"))
+
+
+def deploy_of_template(node, folder, name, **files):
+    """A function whose files say which one it is."""
+    package = folder / name
+    package.mkdir()
+    files = {"app.py": OF_TEMPLATE, "data.txt": f"text of {name}", "helper.py": f"NAME = {name!r}\n"} | files
+    for file, text in files.items():
+        (package / file).write_text(text)
+    node.cli("deploy", package, "--name", name, "--sandbox", "microvm", "--memory", "128", "--timeout", PATIENCE)
+    function = Function(node, name)
+    has_snapshot(function, node)
+    return function, sorted(files)
+
+
+@needs_machines
+def test_machines_are_made_of_one_template(own_node, tmp_path):
+    node = node_with_machines(own_node, language_templates="true")
+    functions = [deploy_of_template(node, tmp_path, name) for name in ("first", "second")]
+    # What is in its package would change what the template has loaded: the client starts over, in the guest.
+    functions.append(deploy_of_template(node, tmp_path, "third", **{"queue.py": "MINE = True\n"}))
+    [template] = templates(node)
+    assert template.startswith("python3-microvm-"), template
+    drawn = []
+
+    def call(function, files, boot=None):
+        reply = function.invoke({"n": 7}, boot)
+        assert reply.error is None and reply.status == 200, f"{reply}\n{node.log()[-6000:]}"
+        answer, name = reply.json, function.name
+        assert (answer["name"], answer["text"], answer["helper"], answer["row"]) == (name, f"text of {name}", name, "7"), answer
+        assert answer["found"] == ["/var/task", files, f"text of {name}", f"text of {name}"], answer
+        assert answer["environment"] == [name, False], answer
+        drawn.append(answer["unique"])
+        return reply.boot, answer["drawn"]
+
+    def of_template(function):
+        parent = function.parent()
+        assert parent and parent["template"] == template and parent["pages"] > 0, f"{function.describe()}\n{node.log()[-6000:]}"
+        shown = node.cli("describe", function.name).stdout
+        assert template in shown, shown
+
+    inits = []
+    for function, files in functions:
+        of_template(function)
+        snapshot = function.describe()["snapshot"]
+        share = snapshot["bytes"] / MACHINE_BYTES
+        print(function.name, snapshot["saved_pages"], snapshot["bytes"], f"{share:.2%}", function.parent()["pages"])
+        # The one that has started over has an interpreter of its own.
+        assert share < (0.03 if function.name != "third" else 0.06), snapshot
+        boot, init = call(function, files)
+        assert boot == "restore"
+        inits.append(init)
+        assert call(function, files, "fork") == ("fork", init)
+    assert len({str(init) for init in inits}) == len(inits), inits
+    memory = json.loads(node.cli("describe", "first", "--memory", "--json").stdout)
+    assert {"parent", "file", "zero"} <= {one["class"] for one in memory["classes"]}, memory["classes"]
+
+    # The pager dies: another one brings pages of both pools.
+    os.kill(victims.pager(node), signal.SIGKILL)
+    assert call(*functions[0], "restore") == ("restore", inits[0])
+
+    # All of it survives the node.
+    taken = [function.describe()["snapshot"]["taken_at"] for function, _ in functions]
+    node.stop()
+    node.start()
+    for (function, files), init in zip(functions, inits, strict=True):
+        assert call(function, files) == ("restore", init)
+        of_template(function)
+    assert call(*functions[1], "parked") == ("parked", inits[1])
+    assert [function.describe()["snapshot"]["taken_at"] for function, _ in functions] == taken
+    assert templates(node) == [template]
+    for column in zip(*drawn, strict=True):
+        assert len(set(column)) == len(column), drawn
+
+    # One that is damaged is made anew, and with it the functions.
+    functions.pop()[0].delete()
+    node.stop()
+    assert node.cli("fsck", "--state-dir", node.state, check=False).returncode == 0
+    disks = node.state / "snapshots/@templates" / template / "disks.json"
+    disks.write_text(disks.read_text().replace('"sha256":"', '"sha256":"0'))
+    node.start()
+    for number, (function, files) in enumerate(functions):
+        assert "delta of a template" in has_snapshot(function, node)["reason"]
+        boot, init = call(function, files, "restore")
+        assert (boot, init != inits[number]) == ("restore", True)
+        of_template(function)
+    assert templates(node) == [template]
+
+    # It goes with its functions.
+    for function, _ in functions:
+        function.delete()
+    wait_until(lambda: not vmms(node), lambda: f"nothing is left of functions that are gone: {vmms(node)}")
+    node.stop()
+    node.start()
+    assert templates(node) == []
+
+
 @needs_machines
 def test_a_function_answers_from_its_machine(own_node, tmp_path):
     node = node_with_machines(own_node)

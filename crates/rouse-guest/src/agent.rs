@@ -10,6 +10,7 @@ use rouse_guest::protocol::{self, CONTROL_PORT, Start, ToGuest, ToHost};
 use rustix::process::{WaitOptions, wait};
 
 use crate::function::Function;
+use crate::package::{self, Device};
 use crate::{fresh, network, reclaim, relay, survey};
 
 /// Connects to the host, if there is one that listens.
@@ -24,21 +25,35 @@ pub fn serve(host: File, report: String, has_root: bool) -> Result<(), String> {
     let mut reader = BufReader::new(host);
     writer.send(&ToHost::Ready(report)).map_err(failed)?;
     let mut function = None;
+    // Until a template becomes a function.
+    let mut package: Option<Device> = None;
+    let mut is_child = false;
     while let Some(message) = protocol::receive(&mut reader).map_err(failed)? {
         let answer = match (message, &function) {
             (ToGuest::Off, _) => return Ok(()),
-            (ToGuest::Start(_), Some(_)) => Err("the function was started before".to_owned()),
-            (ToGuest::Start(_), None) if !has_root => {
+            (ToGuest::Start(_) | ToGuest::Template(_), Some(_)) => {
+                Err("the function was started before".to_owned())
+            }
+            (ToGuest::Start(_) | ToGuest::Template(_), None) if !has_root => {
                 Err("there is no disk for the root".to_owned())
             }
             (ToGuest::Start(start), None) => begin(&start, &writer).map(|started| {
                 function = Some(started);
                 ToHost::Started
             }),
-            (ToGuest::Pause | ToGuest::Resume(_) | ToGuest::GoOn, None) => {
+            (ToGuest::Template(start), None) => package::let_go()
+                .and_then(|device| {
+                    package = Some(device);
+                    begin(&start, &writer)
+                })
+                .map(|started| {
+                    function = Some(started);
+                    ToHost::Started
+                }),
+            (ToGuest::Pause | ToGuest::Resume(_) | ToGuest::Become(_) | ToGuest::GoOn, None) => {
                 Err("no function was started".to_owned())
             }
-            (ToGuest::Pause, Some(function)) => match pause(function) {
+            (ToGuest::Pause, Some(function)) => match pause(function, is_child) {
                 Ok(owners) => {
                     for part in owners.parts() {
                         writer.send(&ToHost::Owners(part)).map_err(failed)?;
@@ -47,6 +62,19 @@ pub fn serve(host: File, report: String, has_root: bool) -> Result<(), String> {
                 }
                 Err(reason) => Err(reason),
             },
+            (ToGuest::Resume(_), Some(_)) if package.is_some() => {
+                Err("a template goes on as a function only".to_owned())
+            }
+            (ToGuest::Become(fresh), Some(function)) => package
+                .take()
+                .ok_or_else(|| "it is a function already".to_owned())
+                .and_then(|device| device.take_up())
+                .and_then(|()| fresh::apply(&fresh))
+                .and_then(|()| {
+                    is_child = true;
+                    function.thaw()
+                })
+                .map(|()| ToHost::Resumed),
             // In this order: the function must not see what it shares with other copies.
             (ToGuest::Resume(fresh), Some(function)) => fresh::apply(&fresh)
                 .and_then(|()| function.thaw())
@@ -62,10 +90,14 @@ pub fn serve(host: File, report: String, has_root: bool) -> Result<(), String> {
 /// Stops the function and makes the machine as small as it can be.
 ///
 /// What can be read again is dropped first, so that it is free when pages are counted; free memory is emptied last, as
-/// counting leaves some behind.
-fn pause(function: &Function) -> Result<Owners, String> {
+/// counting leaves some behind. Pages of a template's child stay where they are: those that it shares with the template are not in
+/// its snapshot.
+fn pause(function: &Function, is_child: bool) -> Result<Owners, String> {
     function.freeze()?;
     reclaim::drop_caches().map_err(|error| format!("cannot drop the caches: {error}"))?;
+    if !is_child {
+        reclaim::compact();
+    }
     // Without these two a snapshot is larger, and nobody knows what is in it. It is as good as any other.
     let owners = survey::owners(function.group()).unwrap_or_else(|error| {
         println!("rouse-guest: cannot find out whose pages are whose: {error}");

@@ -13,6 +13,7 @@ mod fresh;
 mod function;
 mod modules;
 mod network;
+mod package;
 mod reclaim;
 mod relay;
 mod report;

@@ -5,11 +5,13 @@
 //!  agent                       host
 //!    ready        ───────────>          the machine has booted
 //!                 <───────────  start   the function's runtime; its API is a connection to [`API_PORT`]
+//!                             or template   a runtime without a function: the disk of its package is not mounted
 //!    started      ───────────>
 //!                 <───────────  pause   no instruction of the function runs after `paused`; caches and free memory are emptied
 //!    owners       ───────────>          any number of them: parts of a table of what each page belongs to
 //!    paused       ───────────>          ... snapshot, and in each machine that is restored from it:
 //!                 <───────────  resume  clock and randomness are set, then the function goes on
+//!                             or become  of a template: before that, the disk of the package is taken up and mounted
 //!    resumed      ───────────>
 //!                 <───────────  go_on   or, in the machine itself: the function goes on as if nothing had been
 //!    resumed      ───────────>
@@ -39,10 +41,14 @@ pub const MOST: u64 = 256 << 10;
 pub enum ToGuest {
     /// Starts the function. Once in a machine's life.
     Start(Start),
+    /// Starts the runtime of a language template, without the package's disk. In the place of `Start`.
+    Template(Start),
     /// Stops it before a snapshot.
     Pause,
     /// Lets it go on, in a machine that may be a copy.
     Resume(Fresh),
+    /// Lets a template go on as a function, whose package the machine has as a disk. In the place of `Resume`, once.
+    Become(Fresh),
     /// Lets it go on in the machine that was paused, as if nothing had been.
     GoOn,
     /// Switches the machine off.
@@ -142,13 +148,18 @@ mod tests {
         });
         let mut wire = Vec::new();
         send(&mut wire, &start).expect("a vector takes it");
-        send(&mut wire, &ToGuest::Pause).expect("a vector takes it");
+        let fresh = Fresh {
+            unix_time: 0,
+            random: [0; 32],
+        };
+        let more = [ToGuest::Pause, ToGuest::Become(fresh)];
+        for message in &more {
+            send(&mut wire, message).expect("a vector takes it");
+        }
         let mut wire = wire.as_slice();
-        assert_eq!(receive(&mut wire).expect("it is a message"), Some(start));
-        assert_eq!(
-            receive(&mut wire).expect("it is a message"),
-            Some(ToGuest::Pause)
-        );
+        for message in [start].into_iter().chain(more) {
+            assert_eq!(receive(&mut wire).expect("it is a message"), Some(message));
+        }
         assert_eq!(receive::<ToGuest>(&mut wire).expect("it is the end"), None);
     }
 

@@ -22,13 +22,16 @@ const LEAST: u64 = 64 << 10;
 const KEPT_KIB: &str = "1024";
 const MIN_FREE: &str = "/proc/sys/vm/min_free_kbytes";
 
-/// Gives up all memory that the kernel could read again, and moves what is left together.
+/// Gives up all memory that the kernel could read again.
 pub fn drop_caches() -> io::Result<()> {
     rustix::fs::sync();
-    fs::write("/proc/sys/vm/drop_caches", "3")?;
+    fs::write("/proc/sys/vm/drop_caches", "3")
+}
+
+/// Moves what is in use together.
+pub fn compact() {
     // A kernel that cannot do this scatters its pages: more and shorter runs.
     drop(fs::write("/proc/sys/vm/compact_memory", "1"));
-    Ok(())
 }
 
 /// Makes free memory zeros, but for a little that the kernel needs to go on.

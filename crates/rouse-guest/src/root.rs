@@ -122,6 +122,15 @@ fn disks() -> Result<Vec<(PathBuf, String)>, String> {
     Ok(found)
 }
 
+/// The device of the disk that belongs at `place`.
+pub fn disk_of(place: &str) -> Result<PathBuf, String> {
+    let all = disks()?;
+    let found = all.into_iter().find(|(_, of)| of == place);
+    found
+        .map(|(device, _)| device)
+        .ok_or_else(|| format!("there is no disk for {place}"))
+}
+
 /// Where `place` of the function is now.
 fn inside(place: &str) -> Result<PathBuf, String> {
     let relative = place.strip_prefix('/').filter(|rest| !rest.is_empty());
@@ -132,7 +141,8 @@ fn inside(place: &str) -> Result<PathBuf, String> {
         .ok_or_else(|| format!("a disk is named {place:?}, which is no place for it"))
 }
 
-fn read_only(disk: &Path, place: &Path) -> Result<(), String> {
+/// Mounts a disk.
+pub fn read_only(disk: &Path, place: &Path) -> Result<(), String> {
     let flags = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID;
     mount(disk, place, "erofs", flags, None).map_err(|errno| {
         format!(

@@ -26,6 +26,7 @@ use rouse_process::instance::{BootPath, ExitReason, Failure, LaunchSpec, MemoryU
 use rouse_process::launcher::{CheckpointReport, Residency, StockCounts};
 use rouse_process::memory_report::MemoryReport;
 use rouse_process::working_set::WorkingSetReport;
+use rouse_sandbox::Limits;
 use tokio::sync::{Notify, RwLock, mpsc, watch};
 
 use crate::refusal::chain;
@@ -289,9 +290,24 @@ pub trait Boot: Send + Sync + 'static {
         let reason = "this kind of sandbox cannot be copied while it lives";
         Box::pin(async move { Err(BranchError::Refused(reason.into())) })
     }
-    /// Can processes be snapshotted that run no function yet?
+    /// Can instances be snapshotted that run no function yet?
     fn has_templates(&self) -> bool {
         false
+    }
+    /// What else the memory of a template depends on than what is started in it, for functions with these limits. `None`: nothing,
+    /// and the same template serves functions of all limits. May take as long as reading all that an instance is made of.
+    ///
+    /// # Errors
+    /// If that cannot be read.
+    fn template_ground(&self, _limits: &Limits) -> Result<Option<Vec<u8>>, BootError> {
+        Ok(None)
+    }
+    /// As [`cold`](Self::cold), of what is to become a template: without a function's package.
+    fn start_template<'a>(
+        &'a self,
+        spec: &'a LaunchSpec,
+    ) -> BoxFuture<'a, Result<Booted, BootError>> {
+        self.cold(spec)
     }
     /// As [`checkpoint`](Self::checkpoint), of an instance that has run no function's code: all tenants may share it.
     fn checkpoint_template<'a>(

@@ -5,6 +5,7 @@
 //! ```text
 //!  booted:    listen ─> Machine::boot ──> accept ─> ready ─> start ─> ... ─> pause ─> snapshot
 //!  restored:  listen ─> restore ────────> accept ─> resume ─> ...
+//!  template:  start_template in the place of start, and in each copy become_function in the place of resume
 //! ```
 
 use std::fs;
@@ -146,6 +147,14 @@ impl Agent {
         self.ask(&ToGuest::Start(start), &ToHost::Started)
     }
 
+    /// Starts the runtime of a language template, without the disk of a package.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn start_template(&mut self, start: Start) -> Result<(), AgentError> {
+        self.ask(&ToGuest::Template(start), &ToHost::Started)
+    }
+
     /// Stops the function before a snapshot. It runs no instruction after this, until it is resumed. Returns what the guest
     /// says of its pages: nothing, if its kernel does not tell. It may be a lie, on which nothing but speed may depend.
     ///
@@ -174,6 +183,14 @@ impl Agent {
     /// If that cannot be done.
     pub fn resume(&mut self, fresh: Fresh) -> Result<(), AgentError> {
         self.ask(&ToGuest::Resume(fresh), &ToHost::Resumed)
+    }
+
+    /// Lets a template go on as a function, after its package's disk was mounted and `fresh` was set.
+    ///
+    /// # Errors
+    /// If that cannot be done.
+    pub fn become_function(&mut self, fresh: Fresh) -> Result<(), AgentError> {
+        self.ask(&ToGuest::Become(fresh), &ToHost::Resumed)
     }
 
     /// Lets it go on in the machine that was paused, as if nothing had been.

@@ -140,7 +140,8 @@ impl Boot for ByKind {
         spec: &'a LaunchSpec,
         dir: &'a Path,
     ) -> BoxFuture<'a, Result<CheckpointReport, BootError>> {
-        (self.0.processes).checkpoint_template(live, parked_port, spec, dir)
+        let kind = self.kind(is_machine(&*live));
+        kind.checkpoint_template(live, parked_port, spec, dir)
     }
 
     fn checkpoint_specimen<'a>(
@@ -153,6 +154,7 @@ impl Boot for ByKind {
         (self.0.processes).checkpoint_specimen(live, parked_port, spec, dir)
     }
 
+    /// Only processes have any.
     fn share_specimen(&self, template: &LoadedImage, specimen: &LoadedImage) {
         self.0.processes.share_specimen(template, specimen);
     }

@@ -208,19 +208,13 @@ pub async fn make(
     warm_up: &WarmUp,
     because: Because,
 ) -> Result<Made, NotMade> {
-    let boot = node
-        .boot_of(function)
-        .map_err(|error| NotMade::Other(error.reason))?;
     let wanted = Wanted {
         version,
         warm_up,
         because,
     };
-    let template = match boot.has_templates() {
-        true => node.template_for(revision).await,
-        false => Err("this kind of sandbox has no templates".to_owned()),
-    };
-    match template {
+    let kind = function.record().serving.sandbox();
+    match node.template_for(kind, revision).await {
         Ok(template) => match attempt(node, function, revision, &wanted, Some(&template)).await {
             Ok(made) => return Ok(made),
             Err(Failed::Function(reason)) => return Err(NotMade::Other(reason)),
@@ -432,7 +426,10 @@ pub async fn load_stored(
 ) -> Result<LoadedImage, BootError> {
     let directory = node.snapshot_directory(&revision.record, stored.version);
     let template = match &stored.parent {
-        Some(parent) => node.parent_of(revision, parent).await,
+        Some(parent) => {
+            let kind = function.record().serving.sandbox();
+            node.parent_of(kind, revision, parent).await
+        }
         None => None,
     };
     let ancestors = ancestors(template.as_ref());

@@ -7,7 +7,7 @@ use rouse_runtimes::{Runtime, command};
 use rouse_sandbox::{Limits, Network};
 
 use crate::config::NodeConfig;
-use crate::function::record::FunctionRecord;
+use crate::function::record::{FunctionRecord, FunctionSettings};
 
 /// MiB of memory for which Lambda gives one whole CPU.
 const MIB_PER_CPU: u64 = 1769;
@@ -78,20 +78,7 @@ pub fn launches(config: &NodeConfig, record: &FunctionRecord, task_dir: &Path) -
         env.set(name, value);
     }
     let snapshotting = env.get(INITIALIZATION_TYPE) == Some("snap-start");
-    let limits = Limits {
-        memory: u64::from(settings.memory_mib) << 20,
-        pids: config.pids,
-        // Lambda gives less than one CPU below 1769 MiB. Here an instance lives for one request and the
-        // scheduler shares what there is, so a slow-motion CPU would only add latency.
-        cpu_millis: u32::try_from((u64::from(settings.memory_mib) * 1000 / MIB_PER_CPU).max(1000))
-            .unwrap_or(u32::MAX),
-        tmp: u64::from(settings.ephemeral_mib) << 20,
-        network: if config.outbound_network {
-            Network::Outbound
-        } else {
-            Network::None
-        },
-    };
+    let limits = limits(config, settings);
     let snapshot = LaunchSpec {
         argv: command.argv,
         env: env.0.clone(),
@@ -109,6 +96,24 @@ pub fn launches(config: &NodeConfig, record: &FunctionRecord, task_dir: &Path) -
         snapshot,
         snapshotting,
     })
+}
+
+/// The limits of a function's instances.
+pub fn limits(config: &NodeConfig, settings: &FunctionSettings) -> Limits {
+    Limits {
+        memory: u64::from(settings.memory_mib) << 20,
+        pids: config.pids,
+        // Lambda gives less than one CPU below 1769 MiB. Here an instance lives for one request and the
+        // scheduler shares what there is, so a slow-motion CPU would only add latency.
+        cpu_millis: u32::try_from((u64::from(settings.memory_mib) * 1000 / MIB_PER_CPU).max(1000))
+            .unwrap_or(u32::MAX),
+        tmp: u64::from(settings.ephemeral_mib) << 20,
+        network: if config.outbound_network {
+            Network::Outbound
+        } else {
+            Network::None
+        },
+    }
 }
 
 /// What all functions of a node have, unless they say otherwise.

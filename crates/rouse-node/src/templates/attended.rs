@@ -16,8 +16,8 @@ use crate::engine::runner::answer_parked;
 use crate::runtime_api::server;
 use crate::runtime_api::session::{Phase, Session};
 
-/// How long the interpreter may take until it is parked.
-const LIMIT: Duration = Duration::from_secs(60);
+/// How long the interpreter may take until it is parked, at least.
+pub(super) const LIMIT: Duration = Duration::from_secs(60);
 
 /// How long its last words may take to arrive.
 const GRACE: Duration = Duration::from_millis(100);
@@ -77,7 +77,11 @@ impl Attended {
     }
 
     /// Waits until it is parked where `wanted` says: the client's port.
-    pub async fn parked(&mut self, wanted: impl Fn(&Phase) -> Option<u16>) -> Result<u16, String> {
+    pub async fn parked(
+        &mut self,
+        limit: Duration,
+        wanted: impl Fn(&Phase) -> Option<u16>,
+    ) -> Result<u16, String> {
         let mut phases = self.session.phases();
         tokio::select! {
             asked = asked(&mut phases, wanted) => asked,
@@ -87,8 +91,8 @@ impl Attended {
                 let words = self.words.borrow();
                 Err(format!("{}: {}", exit_text(&reason), words.trim()))
             }
-            () = tokio::time::sleep(LIMIT) => {
-                Err(format!("it was not ready within {} s", LIMIT.as_secs()))
+            () = tokio::time::sleep(limit) => {
+                Err(format!("it was not ready within {} s", limit.as_secs()))
             }
         }
     }

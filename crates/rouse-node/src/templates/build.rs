@@ -1,7 +1,9 @@
 //! Makes the snapshot of a template.
 
+use std::time::Duration;
+
 use super::Template;
-use super::attended::Attended;
+use super::attended::{Attended, LIMIT};
 use super::plan::TemplatePlan;
 use crate::engine::build::remove_directory;
 use crate::node::Node;
@@ -16,23 +18,20 @@ impl Node {
         let directory = self.template_directory(&plan.name);
         // What was there could not be used.
         remove_directory(directory.clone()).await;
-        let booted = self
-            .boot
-            .cold(&plan.launch)
-            .await
-            .map_err(|error| error.to_string())?;
+        let boot = self.template_boot(plan.sandbox)?;
+        let booted = boot.start_template(&plan.launch).await;
+        let booted = booted.map_err(|error| error.to_string())?;
         let mut process = Attended::new(booted, Session::template(), None)?;
-        let parked = process.parked(|phase| match phase {
+        let limit = Duration::from_secs(self.config.snapshot_init_timeout_s).max(LIMIT);
+        let parked = process.parked(limit, |phase| match phase {
             Phase::Template { port } => Some(*port),
             _ => None,
         });
         let parked = parked.await?;
         // The connection and the pipe stay open until the process has been copied.
         let (live, tasks) = process.into_parts();
-        let report = self
-            .boot
-            .checkpoint_template(live, parked, &plan.launch, &directory)
-            .await;
+        let report = boot.checkpoint_template(live, parked, &plan.launch, &directory);
+        let report = report.await;
         drop(tasks);
         let report = report.map_err(|error| error.to_string())?;
         tracing::info!(

@@ -24,10 +24,12 @@ use std::time::{Duration, Instant};
 use rouse_process::launcher::Residency;
 use rouse_runtimes::Runtime;
 
-use crate::boot::LoadedImage;
+use crate::boot::{Boot, LoadedImage};
+use crate::engine::environment::limits;
 use crate::engine::function::Revision;
 use crate::function::record::FunctionRecord;
 use crate::node::Node;
+use crate::serving::policy::SandboxChoice;
 use plan::TemplatePlan;
 
 /// Directory below `snapshots/` in which templates are. No function can have this name.
@@ -118,23 +120,53 @@ impl Templates {
 }
 
 impl Node {
-    /// Is there something to make templates with?
-    fn makes_templates(&self) -> bool {
-        self.config.language_templates && self.boot.has_templates()
-    }
-
-    /// The name of the template that a function of these settings would be made of.
-    pub(crate) fn template_name(&self, record: &FunctionRecord) -> Option<String> {
-        self.template_plan(record).map(|plan| plan.name)
-    }
-
-    fn template_plan(&self, record: &FunctionRecord) -> Option<TemplatePlan> {
-        if !self.makes_templates() {
-            return None;
+    /// What makes templates for functions of this kind, if something does.
+    fn template_boot(&self, kind: SandboxChoice) -> Result<&Arc<dyn Boot>, String> {
+        if !self.config.language_templates {
+            return Err("there are no language templates on this node".into());
         }
-        let runtime = Runtime::parse(&record.settings.runtime)?;
-        let memory = u64::from(record.settings.memory_mib) << 20;
-        TemplatePlan::of(&self.config, runtime, memory)
+        let boot = self.sandboxes.of(kind);
+        let boot = boot.map_err(|error| error.reason.clone())?;
+        match boot.has_templates() {
+            true => Ok(boot),
+            false => Err("this kind of sandbox has no templates".into()),
+        }
+    }
+
+    /// The name of the template that the function would be made of. May block for as long as reading a machine's root takes.
+    pub(crate) fn template_name(&self, record: &FunctionRecord) -> Option<String> {
+        let boot = self.template_boot(record.serving.sandbox()).ok()?;
+        let ground = boot.template_ground(&limits(&self.config, &record.settings));
+        let ground = ground
+            .inspect_err(|error| tracing::warn!(%error, "a template has no name"))
+            .ok()?;
+        let plan = self.plan_on(record, ground.as_deref()).ok()?;
+        Some(plan.name)
+    }
+
+    fn plan_on(
+        &self,
+        record: &FunctionRecord,
+        ground: Option<&[u8]>,
+    ) -> Result<TemplatePlan, String> {
+        let runtime = Runtime::parse(&record.settings.runtime);
+        let limits = limits(&self.config, &record.settings);
+        let plan =
+            runtime.and_then(|runtime| TemplatePlan::of(&self.config, runtime, &limits, ground));
+        plan.ok_or_else(|| "its runtime has no template".into())
+    }
+
+    async fn template_plan(
+        &self,
+        kind: SandboxChoice,
+        record: &FunctionRecord,
+    ) -> Result<TemplatePlan, String> {
+        let boot = Arc::clone(self.template_boot(kind)?);
+        let limits = limits(&self.config, &record.settings);
+        let ground = tokio::task::spawn_blocking(move || boot.template_ground(&limits)).await;
+        let ground = ground.map_err(|error| error.to_string())?;
+        let ground = ground.map_err(|error| error.reason)?;
+        self.plan_on(record, ground.as_deref())
     }
 
     /// Where a template's snapshot is.
@@ -145,10 +177,12 @@ impl Node {
 
     /// The template to make a function of, or why it has to be started from nothing.
     /// Makes the template if there is none yet.
-    pub(crate) async fn template_for(&self, revision: &Revision) -> Result<Template, String> {
-        let Some(plan) = self.template_plan(&revision.record) else {
-            return Err("its runtime has no template".into());
-        };
+    pub(crate) async fn template_for(
+        &self,
+        kind: SandboxChoice,
+        revision: &Revision,
+    ) -> Result<Template, String> {
+        let plan = self.template_plan(kind, &revision.record).await?;
         fit::check(&plan, revision)?;
         let slot = self.templates.slot(&plan.name);
         let mut state = slot.lock().await;
@@ -194,8 +228,13 @@ impl Node {
     }
 
     /// The template that a snapshot found at the start descends from, if it is still what the function would be made of.
-    pub(crate) async fn parent_of(&self, revision: &Revision, parent: &str) -> Option<Template> {
-        let plan = self.template_plan(&revision.record)?;
+    pub(crate) async fn parent_of(
+        &self,
+        kind: SandboxChoice,
+        revision: &Revision,
+        parent: &str,
+    ) -> Option<Template> {
+        let plan = self.template_plan(kind, &revision.record).await.ok()?;
         if plan.name != parent {
             return None;
         }
@@ -224,7 +263,8 @@ impl Node {
 
     async fn load_template(&self, plan: &TemplatePlan) -> Result<Template, String> {
         let directory = self.template_directory(&plan.name);
-        let image = self.boot.load(&directory, &[], Residency::Now).await;
+        let boot = self.template_boot(plan.sandbox)?;
+        let image = boot.load(&directory, &[], Residency::Now).await;
         let image = image.map_err(|error| error.to_string())?;
         Ok(Template::new(&plan.name, image))
     }

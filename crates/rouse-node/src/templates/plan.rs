@@ -11,18 +11,23 @@ use sha2::{Digest, Sha256};
 
 use crate::config::NodeConfig;
 use crate::engine::environment::common_variables;
+use crate::serving::policy::SandboxChoice;
 
 /// Tells the client that it is to become a template.
 const MARK: &str = "ROUSE_TEMPLATE";
 
 /// Memory of the sandbox in which a template is made that fits functions of any memory, bytes.
 const MEMORY: u64 = 512 << 20;
+/// Its processor time, thousandths of one CPU.
+const CPU_MILLIS: u32 = 1000;
 
 /// How a template is made.
 #[derive(Debug, Clone)]
 pub struct TemplatePlan {
-    /// `python3-` or `nodejs-`, and a digest.
+    /// `python3-` or `nodejs-`, `microvm-` if it is a machine, and a digest.
     pub name: String,
+    /// In which kind of sandbox it is made, for functions in such ones.
+    pub sandbox: SandboxChoice,
     /// The program without a function.
     pub launch: LaunchSpec,
     /// The program with a function of nobody, of which a specimen is made; for runtimes of which functions have pages in common.
@@ -30,13 +35,25 @@ pub struct TemplatePlan {
 }
 
 impl TemplatePlan {
-    /// The plan for functions of a runtime that have `memory` bytes; `None` when the runtime has no template.
-    pub fn of(config: &NodeConfig, runtime: Runtime, memory: u64) -> Option<Self> {
-        let (word, interpreter, memory) = match runtime {
-            Runtime::Python3 => ("python3", &config.interpreters.python3, MEMORY),
-            // V8 sizes its heap when it starts, by the memory that it finds: one template for each size.
-            Runtime::NodeJs => ("nodejs", &config.interpreters.nodejs, memory),
+    /// The plan for functions of a runtime that have these limits; `None` when the runtime has no template. A machine has a `ground`:
+    /// what else its memory depends on.
+    pub fn of(
+        config: &NodeConfig,
+        runtime: Runtime,
+        limits: &Limits,
+        ground: Option<&[u8]>,
+    ) -> Option<Self> {
+        let (word, interpreter) = match runtime {
+            Runtime::Python3 => ("python3", &config.interpreters.python3),
+            Runtime::NodeJs => ("nodejs", &config.interpreters.nodejs),
             Runtime::Provided => return None,
+        };
+        let (memory, cpu_millis) = match (runtime, ground) {
+            // A machine has a size, which its kernel knows.
+            (_, Some(_)) => (limits.memory, limits.cpu_millis),
+            // V8 sizes its heap when it starts, by the memory that it finds: one template for each size.
+            (Runtime::NodeJs, None) => (limits.memory, CPU_MILLIS),
+            _ => (MEMORY, CPU_MILLIS),
         };
         let task_dir = config.state_dir.join(EMPTY_PACKAGE);
         let interpreters = rouse_runtimes::Interpreters {
@@ -44,7 +61,10 @@ impl TemplatePlan {
             nodejs: config.interpreters.nodejs.clone(),
         };
         let mut command = command(runtime, &interpreters, &task_dir, "");
-        let specimen = specimen(config, runtime, &interpreters, &task_dir);
+        let specimen = match ground {
+            None => specimen(config, runtime, &interpreters, &task_dir),
+            Some(_) => None,
+        };
         // The last argument is the handler, and there is none.
         command.argv.pop();
         let mut env = common_variables(config);
@@ -58,7 +78,7 @@ impl TemplatePlan {
             limits: Limits {
                 memory,
                 pids: config.pids,
-                cpu_millis: 1000,
+                cpu_millis,
                 tmp: 64 << 20,
                 network: Network::None,
             },
@@ -77,8 +97,11 @@ impl TemplatePlan {
             digest.update((file.len() as u64).to_le_bytes());
             digest.update(file);
         }
-        // With another root than the host's it may be elsewhere; then only the files that the snapshot maps can tell.
-        if let Ok(file) = fs::metadata(interpreter) {
+        if let Some(ground) = ground {
+            // The interpreter is a file of the root.
+            digest.update(ground);
+        } else if let Ok(file) = fs::metadata(interpreter) {
+            // With another root than the host's it may be elsewhere; then only the files that the snapshot maps can tell.
             for number in [
                 file.dev(),
                 file.ino(),
@@ -89,7 +112,10 @@ impl TemplatePlan {
                 digest.update(number.to_le_bytes());
             }
         }
-        let mut name = format!("{word}-");
+        let (mut name, sandbox) = match ground {
+            None => (format!("{word}-"), SandboxChoice::Process),
+            Some(_) => (format!("{word}-microvm-"), SandboxChoice::Microvm),
+        };
         for byte in digest.finalize().iter().take(8) {
             // Writing to a string cannot fail.
             let _ = write!(name, "{byte:02x}");
@@ -102,6 +128,7 @@ impl TemplatePlan {
         });
         Some(Self {
             name,
+            sandbox,
             launch,
             specimen,
         })
@@ -153,14 +180,37 @@ pub const EMPTY_PACKAGE: &str = "no-package";
 mod tests {
     use super::*;
 
+    fn limits(memory: u64) -> Limits {
+        Limits {
+            memory,
+            pids: 100,
+            cpu_millis: 1000,
+            tmp: 0,
+            network: Network::None,
+        }
+    }
+
+    fn plan(config: &NodeConfig, runtime: Runtime, memory: u64) -> Option<TemplatePlan> {
+        TemplatePlan::of(config, runtime, &limits(memory), None)
+    }
+
+    #[test]
+    fn a_machine_is_another_template() {
+        let config = NodeConfig::default();
+        let of = |ground| TemplatePlan::of(&config, Runtime::Python3, &limits(MEMORY), ground);
+        let process = of(None).unwrap();
+        let (one, other) = (of(Some(b"one")).unwrap(), of(Some(b"other")).unwrap());
+        assert!(one.name.starts_with("python3-microvm-"), "{}", one.name);
+        assert_ne!(one.name, other.name);
+        assert_eq!(one.name, of(Some(b"one")).unwrap().name);
+        assert!(process.specimen.is_some() && one.specimen.is_none());
+        assert_eq!(one.sandbox, SandboxChoice::Microvm);
+    }
+
     #[test]
     fn the_name_follows_what_the_template_depends_on() {
         let config = NodeConfig::default();
-        let name = |config: &NodeConfig| {
-            TemplatePlan::of(config, Runtime::Python3, MEMORY)
-                .unwrap()
-                .name
-        };
+        let name = |config: &NodeConfig| plan(config, Runtime::Python3, MEMORY).unwrap().name;
         let usual = name(&config);
         assert_eq!(usual, name(&config));
         let mut other = config.clone();
@@ -169,13 +219,13 @@ mod tests {
         other = config.clone();
         other.region = "eu-central-1".into();
         assert_ne!(usual, name(&other));
-        assert!(TemplatePlan::of(&config, Runtime::Provided, MEMORY).is_none());
+        assert!(plan(&config, Runtime::Provided, MEMORY).is_none());
     }
 
     #[test]
     fn only_v8_is_told_how_much_memory_there_is() {
         let config = NodeConfig::default();
-        let name = |runtime, memory| TemplatePlan::of(&config, runtime, memory).unwrap().name;
+        let name = |runtime, memory| plan(&config, runtime, memory).unwrap().name;
         assert_eq!(
             name(Runtime::Python3, 128 << 20),
             name(Runtime::Python3, 1 << 30)
@@ -198,7 +248,7 @@ mod tests {
             (Runtime::Python3, "/var/runtime/python3/bootstrap.py"),
             (Runtime::NodeJs, "/var/runtime/nodejs/bootstrap.cjs"),
         ] {
-            let plan = TemplatePlan::of(&NodeConfig::default(), runtime, MEMORY);
+            let plan = plan(&NodeConfig::default(), runtime, MEMORY);
             let launch = plan.unwrap().launch;
             assert_eq!(launch.argv.last().unwrap(), client);
             for (name, _) in &launch.env {

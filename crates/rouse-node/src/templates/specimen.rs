@@ -9,7 +9,7 @@
 //! It is made as functions are, of the same template, with a package of a few lines that the node writes; so nothing of any tenant is in it,
 //! and its pages may be shared by everybody, as the template's are. A template whose specimen cannot be made is used without.
 
-use super::attended::Attended;
+use super::attended::{Attended, LIMIT};
 use super::plan::TemplatePlan;
 use crate::boot::LoadedImage;
 use crate::engine::build::remove_directory;
@@ -83,7 +83,7 @@ impl Node {
         let booted = booted.map_err(|error| error.to_string())?;
         let answer = server::template_answer(spec);
         let mut process = Attended::new(booted, Session::started(true), Some(answer))?;
-        let parked = process.parked(|phase| match phase {
+        let parked = process.parked(LIMIT, |phase| match phase {
             Phase::Parked {
                 point: SnapshotPoint::RestoreWithEvent,
                 port,

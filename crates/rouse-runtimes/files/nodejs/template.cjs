@@ -30,6 +30,8 @@ async function become(connection, rehearse) {
   const { environment, handler } = JSON.parse(reply.body.toString('utf8'));
   for (const name of Object.keys(process.env)) delete process.env[name];
   for (const [name, value] of environment) process.env[name] = value;
+  // In a machine the package has been mounted since: this process stands below it.
+  process.chdir(process.env.LAMBDA_TASK_ROOT ?? '/var/task');
   // What init draws must not be what another function's init draws.
   unique.reseed();
   return handler;

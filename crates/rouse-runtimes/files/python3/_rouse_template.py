@@ -58,6 +58,9 @@ def _become_function(connection, bootstrap, hidden, libraries):
     environment = dict(function["environment"])
     os.environ.clear()
     os.environ.update(environment)
+    # In a machine the package has been mounted since: this process stands below it, and knows what was there before.
+    os.chdir(bootstrap.TASK_ROOT)
+    sys.path_importer_cache.pop(bootstrap.TASK_ROOT, None)
     bootstrap.prepare_path()
     if spoilt(hidden.names, libraries, environment):
         os.execve(function["command"][0], function["command"], environment)

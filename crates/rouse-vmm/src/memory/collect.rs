@@ -1,6 +1,7 @@
 //! From the memory of a paused guest to a pool.
 //!
-//! - What the guest has not written since it was made stays where it is: zeros, or pages of the pools that it was made of.
+//! - What the guest has not changed since it was made stays where it is: zeros, or pages of the pools that it was made of.
+//!   What was written is compared with these: much is written and put back.
 //! - What are blocks of its disks lies there ([`images`](super::images)).
 //! - What it has written else goes to a new pool, in the order of its addresses; but for pages of zeros, which cost nothing. They
 //!   are given back to the host, too: a guest empties its free memory before it is written down, and may go on afterwards.
@@ -9,13 +10,15 @@
 
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsFd;
 
 use rouse_pool::{Pool, PoolBuilder};
 use rouse_snapshot::model::{PAGE_SIZE, PageRun, ParentPool, pool_page};
 use rustix::mm::Advice;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use super::{Layer, Memory};
+use super::images::read_exact_at;
+use super::{Layer, Memory, Source};
 
 /// Runs of its own that a snapshot has at most.
 const MOST_RUNS: usize = 512;
@@ -31,6 +34,9 @@ pub enum CollectError {
     /// The pages cannot be read.
     #[error("cannot read the guest's memory")]
     Read(#[from] GuestMemoryError),
+    /// A page of a pool that the guest was made of cannot be read.
+    #[error("cannot read a pool that the guest's memory lies in")]
+    Parent(#[source] io::Error),
     /// An image of a disk cannot be read.
     #[error("cannot read the image of a disk")]
     Image(#[source] io::Error),
@@ -63,6 +69,7 @@ impl Memory {
     /// See [`CollectError`].
     pub fn collect(&self, name: &str, images: &[Layer]) -> Result<Collected, CollectError> {
         let written = self.written().map_err(CollectError::Pagemap)?;
+        let written = self.changed(&written)?;
         let (new, zeros) = self.sorted_out(&written)?;
         let (of_images, new) = self.image_runs(new, images)?;
         let new = join(new);
@@ -110,6 +117,37 @@ impl Memory {
             parents,
             layers,
         })
+    }
+
+    /// What of these ranges is not what lies in its pool at the same place.
+    fn changed(&self, ranges: &[Range<u64>]) -> Result<Vec<Range<u64>>, CollectError> {
+        let mut changed: Vec<Range<u64>> = Vec::new();
+        let (mut page, mut before) = ([0_u8; PAGE_SIZE as usize], [0_u8; PAGE_SIZE as usize]);
+        for address in (ranges.iter()).flat_map(|range| range.clone().step_by(PAGE_SIZE as usize)) {
+            if let Some((source, at)) = self.pool_page_at(address) {
+                self.guest.read_slice(&mut page, GuestAddress(address))?;
+                read_exact_at(source.as_fd(), &mut before, at * PAGE_SIZE)
+                    .map_err(CollectError::Parent)?;
+                if page == before {
+                    continue;
+                }
+            }
+            match changed.last_mut() {
+                Some(last) if last.end == address => last.end += PAGE_SIZE,
+                _ => changed.push(address..address + PAGE_SIZE),
+            }
+        }
+        Ok(changed)
+    }
+
+    /// The pool that a guest address lies in, and its page there, if that can be read: an absent page would read as zeros.
+    fn pool_page_at(&self, address: u64) -> Option<(&Source, u64)> {
+        let behind = self.runs.partition_point(|run| run.address <= address);
+        let run = &self.runs[behind.checked_sub(1)?];
+        let page = (address - run.address) / PAGE_SIZE;
+        let source = &self.layers[run.pool()].source;
+        let is_there = page < run.pages && source.absent().is_none();
+        is_there.then(|| (source, run.page_in_pool() + page))
     }
 
     /// Runs of pools that the guest has not written to, renumbered: 0 is to be the new pool's number.
@@ -211,22 +249,25 @@ impl Memory {
     }
 }
 
-/// Fills gaps, until there are few enough.
+/// Fills gaps, the smallest first, until there are few enough.
 fn join(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
-    let mut gap = SMALL_GAP;
-    loop {
+    let fill = |ranges: &mut Vec<Range<u64>>, gap: u64| {
         ranges.dedup_by(|next, last| {
-            let joins = next.start - last.end <= gap * PAGE_SIZE;
+            let joins = next.start - last.end <= gap;
             if joins {
                 last.end = next.end;
             }
             joins
         });
-        if ranges.len() <= MOST_RUNS {
-            return ranges;
-        }
-        gap *= 2;
+    };
+    fill(&mut ranges, SMALL_GAP * PAGE_SIZE);
+    if let Some(surplus) = ranges.len().checked_sub(MOST_RUNS + 1) {
+        let pairs = ranges.iter().zip(&ranges[1..]);
+        let mut gaps: Vec<u64> = pairs.map(|(one, next)| next.start - one.end).collect();
+        gaps.sort_unstable();
+        fill(&mut ranges, gaps[surplus]);
     }
+    ranges
 }
 
 /// The parts of a run of which nothing was written, and that were not taken along to fill a gap.

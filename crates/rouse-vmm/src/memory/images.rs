@@ -89,7 +89,11 @@ fn key(page: &[u8; PAGE]) -> u64 {
         })
 }
 
-fn read_exact_at(file: BorrowedFd<'_>, mut buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
+pub(super) fn read_exact_at(
+    file: BorrowedFd<'_>,
+    mut buffer: &mut [u8],
+    mut offset: u64,
+) -> io::Result<()> {
     while !buffer.is_empty() {
         match rustix::io::pread(file, &mut *buffer, offset) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),

@@ -83,6 +83,40 @@ fn a_child_holds_only_what_it_wrote() {
 }
 
 #[test]
+fn what_was_put_back_is_its_parents() {
+    let memory = zeros(100);
+    (10..60).for_each(|page| fill(&memory, page, page as u8));
+    let child = restored(100, memory.collect("test", &[]).expect("it can be read"), 1);
+    for page in [20, 21, 22, 40] {
+        fill(&child, page, 200);
+        fill(&child, page, page as u8);
+    }
+    fill(&child, 30, 200);
+    let expected = contents(&child);
+    let collected = child.collect("test", &[]).expect("it can be read");
+    assert_eq!(collected.pool.pages(), 1);
+    assert_eq!(contents(&restored(100, collected, 2)), expected);
+}
+
+#[test]
+fn the_smallest_gaps_are_filled_until_there_are_few_runs() {
+    // Every other gap is of 10 pages, the others are of 20, but for one of 4.
+    let memory = zeros(1 << 15);
+    let mut page = 0;
+    for number in 0..1000_u64 {
+        fill(&memory, page, 7);
+        page += match number {
+            500 => 5,
+            number if number % 2 == 0 => 11,
+            _ => 21,
+        };
+    }
+    let collected = memory.collect("test", &[]).expect("it can be read");
+    assert_eq!(collected.runs.len(), 500);
+    assert_eq!(collected.pool.pages(), 1000 + 4 + 499 * 10);
+}
+
+#[test]
 fn blocks_of_a_disk_are_not_in_the_pool() {
     let mut image = tempfile::tempfile().expect("there is room");
     for block in 0..100 {

@@ -92,10 +92,9 @@ pub enum ZygoteError {
 /// A pool that a machine's memory lies in, as its supervisor has it.
 #[derive(Debug)]
 pub enum GivenPool<'a> {
-    /// All its pages are there.
-    Whole(&'a Pool),
-    /// The pager has brought all of them, and they must stay until the VMM has ended. With its identity, if it is on disk: only
-    /// then a child can refer to it.
+    /// All its pages are there. With its identity, if it is on disk: only then a child can refer to it.
+    Whole(&'a Pool, Option<[u8; 32]>),
+    /// The pager has brought all of them, and they must stay until the VMM has ended. With its identity, as above.
     Pinned(&'a PinnedPool, Option<[u8; 32]>),
     /// The pager brings them. With its identity, as above.
     Registered(&'a RegisteredPool, Option<[u8; 32]>),
@@ -106,10 +105,10 @@ pub enum GivenPool<'a> {
 impl GivenPool<'_> {
     fn layer(&self) -> GivenLayer {
         match self {
-            Self::Whole(pool) => GivenLayer {
+            Self::Whole(pool, identity) => GivenLayer {
                 pages: pool.pages(),
                 pool: None,
-                identity: None,
+                identity: *identity,
             },
             Self::Pinned(pool, identity) => GivenLayer {
                 pages: pool.pool().pages(),
@@ -131,7 +130,7 @@ impl GivenPool<'_> {
 
     fn fd(&self) -> BorrowedFd<'_> {
         match self {
-            Self::Whole(pool) => pool.as_fd(),
+            Self::Whole(pool, _) => pool.as_fd(),
             Self::Pinned(pool, _) => pool.as_fd(),
             Self::Registered(pool, _) => pool.as_fd(),
             Self::Image(file, ..) => *file,
@@ -142,7 +141,7 @@ impl GivenPool<'_> {
 /// What a machine has beside memory, processors, a console and a balloon: as it had when it was written down.
 #[derive(Debug, Default)]
 pub struct GivenDevices<'a> {
-    /// Its disks, with the same contents.
+    /// Its disks, with the same contents, but for one that no driver had.
     pub disks: &'a [Disk],
     /// How its connections come out of the jail, if it can have any.
     pub connections: Option<GivenConnections<'a>>,

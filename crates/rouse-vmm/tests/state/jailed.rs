@@ -66,7 +66,7 @@ pub fn from_the_store(pager: &PagerHandle, written: &Written, before: &[Tick]) {
         let pools = Pools {
             pager,
             pools: vec![
-                GivenPool::Whole(&own),
+                GivenPool::Whole(&own, None),
                 GivenPool::Registered(&registered, identity),
             ],
         };

@@ -15,13 +15,18 @@ use super::live::Machine;
 use super::{ApiListener, BootError, Booted, Inner, machine_memory, processors};
 
 impl Inner {
-    /// Boots a machine. Blocks until its kernel is about to run.
-    pub(super) fn boot(&self, spec: &LaunchSpec, tasks: &Handle) -> Result<Booted, BootError> {
+    /// Boots a machine for a function, or for a template. Blocks until its kernel is about to run.
+    pub(super) fn boot(
+        &self,
+        spec: &LaunchSpec,
+        is_template: bool,
+        tasks: &Handle,
+    ) -> Result<Booted, BootError> {
         let failed = |error: &dyn std::error::Error| BootError::from_error(error);
         let begin = Instant::now();
         let machine = zygote::Boot {
-            memory: machine_memory(spec)?,
-            vcpus: VcpuCount::new(processors(spec)).map_err(|error| failed(&error))?,
+            memory: machine_memory(&spec.limits)?,
+            vcpus: VcpuCount::new(processors(&spec.limits)).map_err(|error| failed(&error))?,
             command_line: "quiet",
             kernel: &self.kernel,
         };
@@ -32,12 +37,17 @@ impl Inner {
             owner: (UID, GID),
             fresh: agent::fresh().map_err(|error| failed(&error))?,
         };
-        let (life, channels) = Life::started(start).map_err(|error| failed(&error))?;
+        let life = match is_template {
+            true => Life::template(start),
+            false => Life::started(start),
+        };
+        let (life, channels) = life.map_err(|error| failed(&error))?;
         let prepared = self.prepare(spec)?;
         let (running, kept) = prepared
             .hand_over(|vmm, devices, console| vmm.boot(&machine, devices, console.as_fd()))?;
         let group = kept.group.clone();
         let mut live = Machine::new(running, group, life, begin).map_err(|error| failed(&error))?;
+        live.is_template = is_template;
         let exit = kept.supervise(&mut live, None, tasks)?;
         Ok(Booted {
             live: Box::new(live),

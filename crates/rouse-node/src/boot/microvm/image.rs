@@ -4,12 +4,14 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
+use rouse_pool::chunk::Base;
+use rouse_pool::keeper::PagerError;
 use rouse_pool::memory::{Hold, ImageMemory};
-use rouse_pool::snapshot_store::{StoreError, WriteOptions};
+use rouse_pool::snapshot_store::{SnapshotStore, StoreError, WriteOptions};
 use rouse_process::launcher::{Copies, Launcher, PoolOwner, SnapshotError, Waits};
 use rouse_process::memory_report::MemoryReport;
 use rouse_process::working_set::WorkingSetReport;
-use rouse_snapshot::model::{MachineSnapshot, PAGE_SIZE};
+use rouse_snapshot::model::{MachineSnapshot, PAGE_SIZE, PageRun};
 use rouse_snapshot::working_set::WorkingSet;
 use rouse_vmm::agent::Owners;
 use rouse_vmm::memory::hot_pages;
@@ -18,6 +20,7 @@ use tokio::runtime::Handle;
 
 use super::TENANT;
 use super::learning::{self, Learning};
+use super::prepare::DiskImage;
 use super::report;
 use super::seals::Seal;
 use crate::boot::{Booted, ImageUse};
@@ -30,8 +33,10 @@ pub struct MachineImage {
     pub identity: [u8; 32],
     /// The disks that the guest knew.
     pub seals: Vec<Seal>,
-    /// Numbers of the disks whose blocks lie in its memory, in the order in which the snapshot refers to them.
-    pub parents: Vec<usize>,
+    /// What else its memory lies in, in the order in which the snapshot refers to it.
+    parents: Vec<Parent>,
+    /// It knows no function and no package: functions are made of it.
+    pub is_template: bool,
     directory: PathBuf,
     memory: RwLock<Arc<ImageMemory>>,
     /// Whose its pages are, as far as its guest said so.
@@ -56,26 +61,76 @@ pub struct Parts {
     pub snapshot: MachineSnapshot,
     pub identity: [u8; 32],
     pub seals: Vec<Seal>,
-    pub parents: Vec<usize>,
+    pub parents: Vec<Parent>,
+    pub is_template: bool,
     pub directory: PathBuf,
     pub owners: Owners,
     pub stored_bytes: u64,
 }
 
+/// What a machine's memory lies in beside its snapshot's own pool.
+#[derive(Debug)]
+pub enum Parent {
+    /// Blocks of the disk with this number.
+    Disk(usize),
+    /// Pages of the template that it was made of.
+    Template(Arc<MachineImage>),
+}
+
 /// What a machine's memory relies on. It must live until the VMM has ended.
 #[derive(Debug)]
 pub struct Held {
+    own: HeldPool,
+    parents: Vec<HeldParent>,
+}
+
+/// As [`Parent`].
+#[derive(Debug)]
+enum HeldParent {
+    Disk(usize),
+    Template(HeldPool),
+}
+
+#[derive(Debug)]
+struct HeldPool {
     memory: Arc<ImageMemory>,
     hold: Hold,
     identity: [u8; 32],
 }
 
 impl Held {
-    /// The pool as a VMM is given it; with pages that the pager watches, if touches are to be seen `exactly`.
-    pub fn pool(&self, exactly: bool) -> Option<GivenPool<'_>> {
+    /// The pools as a VMM is given them, and images of `disks`, in the order of the snapshot; of its own with pages that the pager
+    /// watches, if touches are to be seen `exactly`. Nothing, if there is no pager any more.
+    pub fn pools<'a>(
+        &'a self,
+        disks: &'a [DiskImage],
+        exactly: bool,
+    ) -> Option<Vec<GivenPool<'a>>> {
+        let parents = self.parents.iter().map(|parent| match parent {
+            HeldParent::Disk(disk) => disks.get(*disk).map(DiskImage::pool),
+            HeldParent::Template(pool) => pool.given(false),
+        });
+        std::iter::once(self.own.given(exactly))
+            .chain(parents)
+            .collect()
+    }
+}
+
+impl HeldPool {
+    fn of(image: &MachineImage) -> Self {
+        let memory = image.memory();
+        let hold = memory.hold();
+        Self {
+            memory,
+            hold,
+            identity: image.identity,
+        }
+    }
+
+    fn given(&self, exactly: bool) -> Option<GivenPool<'_>> {
         let identity = Some(self.identity);
         match (&*self.memory, &self.hold) {
-            (ImageMemory::Whole(pool), _) => Some(GivenPool::Whole(pool)),
+            (ImageMemory::Whole(pool), _) => Some(GivenPool::Whole(pool, identity)),
             (_, Hold::Pinned(pinned)) if !exactly => Some(GivenPool::Pinned(pinned, identity)),
             (memory, _) => {
                 let registered = memory.registered()?;
@@ -94,6 +149,7 @@ impl MachineImage {
             identity: parts.identity,
             seals: parts.seals,
             parents: parts.parents,
+            is_template: parts.is_template,
             directory: parts.directory,
             memory: RwLock::new(Arc::new(memory)),
             owners: parts.owners,
@@ -107,18 +163,70 @@ impl MachineImage {
 
     /// What a machine that is restored now relies on.
     pub fn hold(&self) -> Held {
-        let memory = self.memory();
-        let hold = memory.hold();
+        let parents = self.parents.iter().map(|parent| match parent {
+            Parent::Disk(disk) => HeldParent::Disk(*disk),
+            Parent::Template(template) => HeldParent::Template(HeldPool::of(template)),
+        });
         Held {
-            memory,
-            hold,
-            identity: self.identity,
+            own: HeldPool::of(self),
+            parents: parents.collect(),
         }
+    }
+
+    /// The template that it was made of.
+    pub fn template(&self) -> Option<&Arc<MachineImage>> {
+        self.parents.iter().find_map(|parent| match parent {
+            Parent::Template(template) => Some(template),
+            Parent::Disk(_) => None,
+        })
+    }
+
+    /// Pages that its machines map from the template's pool.
+    pub fn template_pages(&self) -> u64 {
+        let runs = self.snapshot.memory.iter();
+        let of_template = runs.filter(|run| self.is_of_template(run));
+        of_template.map(|run| run.pages).sum()
+    }
+
+    /// Does it lie in the template's pool?
+    pub fn is_of_template(&self, run: &PageRun) -> bool {
+        let parent = run.pool().checked_sub(1);
+        let parent = parent.and_then(|index| self.parents.get(index));
+        matches!(parent, Some(Parent::Template(_)))
+    }
+
+    /// Are all of its pages in memory, to stay, and those of its template?
+    pub fn is_resident(&self) -> bool {
+        self.memory().is_resident() && self.template().is_none_or(|image| image.is_resident())
+    }
+
+    /// Brings them in.
+    pub fn make_resident(&self) -> Result<(), PagerError> {
+        if let Some(template) = self.template() {
+            template.make_resident()?;
+        }
+        self.memory().make_resident()
+    }
+
+    /// What the pages of a snapshot that was made of it are to be stored beside. Nothing, if it is no template.
+    pub fn base_for(
+        &self,
+        snapshot: &MachineSnapshot,
+        store: &SnapshotStore,
+    ) -> Result<Option<Base>, StoreError> {
+        if !self.is_template {
+            return Ok(None);
+        }
+        let parent = store.parent_pages(&store.name_of(&self.directory)?)?;
+        Ok(parent.map(|parent| Base {
+            parent,
+            pages: resemblance(snapshot.pool_pages, &snapshot.memory, &self.snapshot.memory),
+        }))
     }
 
     /// Are the touches of the next machine to be seen exactly?
     pub fn is_to_be_observed(&self) -> bool {
-        self.memory().registered().is_some() && self.learning().is_curious()
+        !self.is_template && self.memory().registered().is_some() && self.learning().is_curious()
     }
 
     /// A machine has touched these pages until it answered. In the background, they are stored in front if that is worth it.
@@ -154,8 +262,16 @@ impl MachineImage {
         let hot = hot_pages(learnt.set(), &self.snapshot.memory);
         let store = launcher.store();
         let name = store.name_of(&self.directory)?;
+        // Without it the pages take more room.
+        let base = self.template().and_then(|template| {
+            let base = template.base_for(&self.snapshot, store);
+            base.inspect_err(|error| tracing::warn!(%error, "a template's pages cannot be used"))
+                .ok()
+                .flatten()
+        });
         let options = WriteOptions {
             hot: &hot,
+            base,
             ..WriteOptions::new(TENANT)
         };
         store.rewrite(&name, &options)?;
@@ -221,7 +337,7 @@ impl MachineImage {
 
     pub fn memory_report(&self) -> MemoryReport {
         report::of(
-            &self.snapshot,
+            self,
             &self.owners,
             &self.known(),
             &self.memory(),
@@ -245,12 +361,73 @@ impl PoolOwner for MachineImage {
         Arc::clone(&memory)
     }
 
-    fn descends_from(&self, _other: &dyn PoolOwner) -> bool {
-        false
+    fn descends_from(&self, other: &dyn PoolOwner) -> bool {
+        let template = self.template();
+        template.is_some_and(|template| std::ptr::addr_eq(Arc::as_ptr(template), other))
     }
 
     fn set_problem(&self, problem: String) {
         // The first is the one to be told.
         let _ = self.problem.set(problem);
+    }
+}
+
+/// For each of the `pool_pages` pages of a snapshot's own pool the number of the page of its template's pool at the same address, plus
+/// one; zero where there is none. `memory` and `template` are what lies where, in the order of addresses.
+fn resemblance(pool_pages: u64, memory: &[PageRun], template: &[PageRun]) -> Vec<u32> {
+    let own = |runs: &[PageRun]| -> Vec<PageRun> {
+        let own = runs.iter().filter(|run| run.pool() == 0);
+        own.copied().collect()
+    };
+    let before = own(template);
+    let mut pages = vec![0; pool_pages as usize];
+    for run in own(memory) {
+        for index in 0..run.pages {
+            let address = run.address + index * PAGE_SIZE;
+            let at = before.partition_point(|run| run.address <= address);
+            let Some(old) = at.checked_sub(1).map(|at| before[at]) else {
+                continue;
+            };
+            let distance = (address - old.address) / PAGE_SIZE;
+            if let Some(page) = pages.get_mut((run.page_in_pool() + index) as usize)
+                && distance < old.pages
+            {
+                *page = u32::try_from(old.page_in_pool() + distance + 1).unwrap_or(0);
+            }
+        }
+    }
+    pages
+}
+
+#[cfg(test)]
+mod tests {
+    use rouse_snapshot::model::pool_page;
+
+    use super::*;
+
+    #[test]
+    fn a_page_resembles_the_one_at_its_address() {
+        let runs = |runs: &[(u64, u64, u64)]| -> Vec<PageRun> {
+            let run = |(page, pages, pool_page): &(u64, u64, u64)| PageRun {
+                address: page * PAGE_SIZE,
+                pages: *pages,
+                pool_page: *pool_page,
+            };
+            runs.iter().map(run).collect()
+        };
+        // Pages 30 to 39 are blocks of a disk.
+        let template = runs(&[(10, 10, 0), (30, 10, pool_page(1, 7)), (40, 5, 10)]);
+        let memory = runs(&[
+            (8, 4, 0),
+            (12, 3, pool_page(1, 2)),
+            (19, 2, 4),
+            (35, 1, 6),
+            (42, 1, 7),
+        ]);
+        assert_eq!(
+            resemblance(8, &memory, &template),
+            [0, 0, 1, 2, 10, 0, 0, 13]
+        );
+        assert_eq!(resemblance(8, &memory, &[]), [0; 8]);
     }
 }

@@ -12,6 +12,7 @@ use rouse_process::instance::{BootPath, LaunchSpec};
 use rouse_process::launcher::{CheckpointReport, PoolOwner, Residency};
 use rouse_process::memory_report::MemoryReport;
 use rouse_process::working_set::WorkingSetReport;
+use rouse_sandbox::Limits;
 use tokio::runtime::Handle;
 
 use super::image::MachineImage;
@@ -49,6 +50,23 @@ async fn aside<T: Send + 'static>(
     done.map_err(|error| BootError::new(error.to_string()))?
 }
 
+/// Has a machine written down, for as long as that may take.
+async fn written(
+    live: Box<dyn Live>,
+    write: impl FnOnce(Machine) -> Result<CheckpointReport, BootError> + Send + 'static,
+) -> Result<CheckpointReport, BootError> {
+    let machine = machine_of(live)?;
+    let state = machine.state();
+    match tokio::time::timeout(supervisor::PATIENCE, aside(move || write(*machine))).await {
+        Ok(written) => written,
+        Err(_) => {
+            // Ends whoever waits for it, too.
+            state.kill();
+            Err(BootError::new("the machine was not written down in time"))
+        }
+    }
+}
+
 impl MicroVms {
     /// Starts a copy.
     fn copy<'a>(
@@ -68,14 +86,14 @@ impl MicroVms {
     /// Makes copies that wait, one after the other, as long as some are missing and all pages of the snapshot are in memory.
     fn park(&self, image: &Arc<MachineImage>, spec: &LaunchSpec) {
         // What is learnt of a machine changes where its pages are, and nothing of those that wait.
-        if !image.memory().is_resident() || !image.copies.begin(|_| true) {
+        if !image.is_resident() || !image.copies.begin(|_| true) {
             return;
         }
         let (kind, spec, tasks) = (self.clone(), spec.clone(), Handle::current());
         let weak = Arc::downgrade(image);
         tasks.clone().spawn_blocking(move || {
             while let Some(image) = weak.upgrade() {
-                if !image.memory().is_resident() {
+                if !image.is_resident() {
                     return image.copies.give_up();
                 }
                 if !image.copies.goes_on(|_| true) {
@@ -100,7 +118,36 @@ impl Boot for MicroVms {
 
     fn cold<'a>(&'a self, spec: &'a LaunchSpec) -> BoxFuture<'a, Result<Booted, BootError>> {
         let (inner, spec, tasks) = (Arc::clone(&self.0), spec.clone(), Handle::current());
-        Box::pin(aside(move || inner.boot(&spec, &tasks)))
+        Box::pin(aside(move || inner.boot(&spec, false, &tasks)))
+    }
+
+    fn has_templates(&self) -> bool {
+        true
+    }
+
+    fn template_ground(&self, limits: &Limits) -> Result<Option<Vec<u8>>, BootError> {
+        self.0.template_ground(limits).map(Some)
+    }
+
+    fn start_template<'a>(
+        &'a self,
+        spec: &'a LaunchSpec,
+    ) -> BoxFuture<'a, Result<Booted, BootError>> {
+        let (inner, spec, tasks) = (Arc::clone(&self.0), spec.clone(), Handle::current());
+        Box::pin(aside(move || inner.boot(&spec, true, &tasks)))
+    }
+
+    fn checkpoint_template<'a>(
+        &'a self,
+        live: Box<dyn Live>,
+        _parked_port: u16,
+        spec: &'a LaunchSpec,
+        dir: &'a Path,
+    ) -> BoxFuture<'a, Result<CheckpointReport, BootError>> {
+        let (inner, spec, dir) = (Arc::clone(&self.0), spec.clone(), dir.to_owned());
+        Box::pin(written(live, move |machine| {
+            inner.checkpoint_template(machine, &spec, &dir)
+        }))
     }
 
     fn restore<'a>(
@@ -198,29 +245,23 @@ impl Boot for MicroVms {
         dir: &'a Path,
     ) -> BoxFuture<'a, Result<CheckpointReport, BootError>> {
         let (inner, spec, dir) = (Arc::clone(&self.0), spec.clone(), dir.to_owned());
-        Box::pin(async move {
-            let machine = machine_of(live)?;
-            let state = machine.state();
-            let written = aside(move || inner.checkpoint(*machine, &spec, &dir));
-            match tokio::time::timeout(supervisor::PATIENCE, written).await {
-                Ok(written) => written,
-                Err(_) => {
-                    // Ends whoever waits for it, too.
-                    state.kill();
-                    Err(BootError::new("the machine was not written down in time"))
-                }
-            }
-        })
+        Box::pin(written(live, move |machine| {
+            inner.checkpoint(machine, &spec, &dir)
+        }))
     }
 
     fn load<'a>(
         &'a self,
         dir: &'a Path,
-        _ancestors: &'a [LoadedImage],
+        ancestors: &'a [LoadedImage],
         residency: Residency,
     ) -> BoxFuture<'a, Result<LoadedImage, BootError>> {
         let (inner, dir) = (Arc::clone(&self.0), dir.to_owned());
-        Box::pin(aside(move || inner.load(&dir, residency)))
+        let ancestors: Result<Vec<_>, _> = ancestors.iter().map(image_of).collect();
+        Box::pin(async move {
+            let ancestors = ancestors?;
+            aside(move || inner.load(&dir, &ancestors, residency)).await
+        })
     }
 
     fn prefers_restore(&self, image: &LoadedImage) -> bool {
@@ -245,7 +286,7 @@ impl Boot for MicroVms {
     }
 
     fn is_resident(&self, image: &LoadedImage) -> bool {
-        memory_of(image).is_ok_and(|memory| memory.is_resident())
+        image_of(image).is_ok_and(|image| image.is_resident())
     }
 
     fn is_stale(&self, image: &LoadedImage) -> bool {
@@ -258,11 +299,11 @@ impl Boot for MicroVms {
         image: &'a LoadedImage,
         _far: Option<FarMemory>,
     ) -> BoxFuture<'a, Result<(), BootError>> {
-        let memory = memory_of(image);
+        let image = image_of(image);
         Box::pin(async move {
-            let memory = memory?;
+            let image = image?;
             let failed = |error: PagerError| BootError::from_error(&error);
-            aside(move || memory.make_resident().map_err(failed)).await
+            aside(move || image.make_resident().map_err(failed)).await
         })
     }
 

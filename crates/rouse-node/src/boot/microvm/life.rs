@@ -34,8 +34,12 @@ pub struct Life {
 pub enum Begin {
     /// It is started in a machine that has just booted.
     Start(Start),
+    /// The same of a runtime without a function, of which a template is made.
+    Template(Start),
     /// It goes on in a copy of its machine, when this is heard, if something is to be waited for.
     Resume(Option<Receiver<()>>),
+    /// A copy of a template becomes the function.
+    Become,
 }
 
 /// The node's side.
@@ -58,6 +62,16 @@ impl Life {
         Self::new(Begin::Start(start), None)
     }
 
+    /// Of a runtime that is started to become a template.
+    pub fn template(start: Start) -> io::Result<(Self, Channels)> {
+        Self::new(Begin::Template(start), None)
+    }
+
+    /// Of a copy of a template.
+    pub fn of_template() -> io::Result<(Self, Copied)> {
+        Self::copy(Begin::Become, None)
+    }
+
     /// Of a copy that goes on at once, or when it is told to.
     pub fn copied(waits: bool) -> io::Result<(Self, Copied)> {
         let (go, heard) = match waits {
@@ -67,8 +81,12 @@ impl Life {
             }
             false => (None, None),
         };
+        Self::copy(Begin::Resume(heard), go)
+    }
+
+    fn copy(begin: Begin, go: Option<SyncSender<()>>) -> io::Result<(Self, Copied)> {
         let (sender, parked) = sync_channel(1);
-        let (life, channels) = Self::new(Begin::Resume(heard), Some(sender))?;
+        let (life, channels) = Self::new(begin, Some(sender))?;
         let copied = Copied {
             channels,
             go,
@@ -146,6 +164,13 @@ mod tests {
         let mut channels = copied.channels;
         life.take_api(later);
         assert!(channels.api.try_recv().is_ok());
+    }
+
+    #[test]
+    fn a_copy_of_a_template_becomes_a_function_at_once() {
+        let (life, copied) = Life::of_template().unwrap();
+        assert!(matches!(life.agent, Some(Begin::Become)));
+        assert!(copied.go.is_none() && life.parked.is_some());
     }
 
     #[test]

@@ -184,6 +184,8 @@ pub struct Machine {
     warden: u32,
     running: SharedVmm,
     group: Arc<LentGroup>,
+    /// It runs no function, and has booted: a template can be made of it.
+    pub is_template: bool,
     /// Of which snapshot it is a copy. That may have it, when it waits.
     image: Weak<MachineImage>,
     /// Lets it go on, if it waits.
@@ -251,6 +253,7 @@ impl Machine {
             warden,
             running: Arc::new(Mutex::new(Some(running))),
             group,
+            is_template: false,
             image: Weak::new(),
             go: None,
             exit: None,

@@ -17,6 +17,7 @@
 //! | its threads in the node, what comes out of it, and what the engine has of it | `supervisor.rs`, `life.rs`, `live.rs` |
 //! | a snapshot: written and read, loaded, described | `snapshot.rs`, `image.rs`, `report.rs` |
 //! | what calls touch of it | `learning.rs` |
+//! | what a template of machines depends on | `template.rs` |
 //! | disks: the package as an image, and digests of all | `packages.rs`, `seals.rs` |
 
 mod cold;
@@ -33,14 +34,15 @@ mod restore;
 mod seals;
 mod snapshot;
 mod supervisor;
+mod template;
 mod users;
 
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rouse_process::instance::LaunchSpec;
 use rouse_process::launcher::Launcher;
+use rouse_sandbox::Limits;
 use rouse_vmm::image::ImageError;
 use rouse_vmm::kernel::{Kernel, OpenError};
 use rouse_vmm::{MemorySize, host};
@@ -54,6 +56,8 @@ use users::Users;
 
 /// Whose chunks machines' snapshots are: as those of processes.
 const TENANT: &str = "default";
+/// The disk with a function's package, by the place that it belongs to.
+const PACKAGE: &str = "/var/task";
 /// What a guest's kernel and its agent need beside the function, MiB.
 const GUEST_MIB: u32 = 128;
 /// Milliseconds of processor time a second that one processor of a machine gives.
@@ -176,13 +180,13 @@ fn memory(memory_mib: u32) -> Result<MemorySize, BootError> {
     })
 }
 
-/// Memory of the machine of a function's instance.
-fn machine_memory(spec: &LaunchSpec) -> Result<MemorySize, BootError> {
-    memory(u32::try_from(spec.limits.memory >> 20).unwrap_or(u32::MAX))
+/// Memory of the machine of an instance with these limits.
+fn machine_memory(limits: &Limits) -> Result<MemorySize, BootError> {
+    memory(u32::try_from(limits.memory >> 20).unwrap_or(u32::MAX))
 }
 
 /// Its processors.
-fn processors(spec: &LaunchSpec) -> u8 {
-    let cpus = spec.limits.cpu_millis.div_ceil(MILLIS_PER_CPU);
+fn processors(limits: &Limits) -> u8 {
+    let cpus = limits.cpu_millis.div_ceil(MILLIS_PER_CPU);
     u8::try_from(cpus.clamp(1, 32)).unwrap_or(1)
 }

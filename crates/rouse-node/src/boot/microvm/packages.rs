@@ -32,8 +32,8 @@ impl Packages {
 
     /// The image of the package that is unpacked in `package`, whose name is its digest. Makes it if it is not there.
     pub fn image(&self, package: &Path) -> Result<PathBuf, ImageError> {
-        let name = package.file_name().unwrap_or_default();
-        let image = self.directory.join("packages").join(name);
+        let folder = self.folder(package);
+        let image = folder.join(package.file_name().unwrap_or_default());
         let image = image.with_added_extension(EXTENSION);
         let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
         if !image.exists() {
@@ -43,12 +43,16 @@ impl Packages {
         Ok(image)
     }
 
+    /// Where images are of packages that lie side by side.
+    fn folder(&self, package: &Path) -> PathBuf {
+        let beside = package.parent().and_then(Path::file_name);
+        (self.directory.join("packages")).join(beside.unwrap_or_default())
+    }
+
     /// Removes images of packages that are not beside `package` any more. Machines that have them open keep them.
     fn forget_removed(&self, package: &Path) {
-        let (Some(packages), Ok(images)) = (
-            package.parent(),
-            fs::read_dir(self.directory.join("packages")),
-        ) else {
+        let (Some(packages), Ok(images)) = (package.parent(), fs::read_dir(self.folder(package)))
+        else {
             return;
         };
         for image in images.flatten() {
@@ -83,8 +87,13 @@ mod tests {
         let made = fs::metadata(&first).unwrap().modified().unwrap();
         assert_eq!(packages.image(&code("a")).unwrap(), first);
         assert_eq!(fs::metadata(&first).unwrap().modified().unwrap(), made);
+        // The one of a template, which lies elsewhere.
+        let empty = directory.path().join("no-package");
+        fs::create_dir(&empty).unwrap();
+        let empty = packages.image(&empty).unwrap();
+        assert!(first.exists() && empty.exists());
         fs::remove_dir_all(code("a")).unwrap();
         let second = packages.image(&code("b")).unwrap();
-        assert!(second.exists() && !first.exists());
+        assert!(second.exists() && !first.exists() && empty.exists());
     }
 }

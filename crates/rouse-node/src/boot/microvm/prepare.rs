@@ -20,7 +20,7 @@ use super::ready::ReadyVmm;
 use super::seals::Seal;
 use super::supervisor::{Exit, PORTS, Supervisor};
 use super::users::User;
-use super::{Inner, machine_memory, processors};
+use super::{Inner, PACKAGE, machine_memory, processors};
 use crate::boot::BootError;
 use crate::refusal::chain;
 
@@ -70,7 +70,7 @@ impl Inner {
         Ok([
             disk("/", &self.root),
             disk("/var/runtime", &self.runtime),
-            disk("/var/task", &package),
+            disk(PACKAGE, &package),
         ])
     }
 
@@ -121,10 +121,10 @@ impl Inner {
 
 /// Those of a machine's VMM.
 fn limits(spec: &LaunchSpec) -> Result<Limits, BootError> {
-    let guest = machine_memory(spec)?.bytes();
+    let guest = machine_memory(&spec.limits)?.bytes();
     Ok(Limits {
         memory: guest + guest / TABLES + VMM_MEMORY,
-        pids: VMM_THREADS + u32::from(processors(spec)),
+        pids: VMM_THREADS + u32::from(processors(&spec.limits)),
         cpu_millis: spec.limits.cpu_millis,
         tmp: 0,
         network: Network::None,

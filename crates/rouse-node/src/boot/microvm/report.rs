@@ -6,20 +6,23 @@ use std::ops::Range;
 use rouse_pool::memory::ImageMemory;
 use rouse_process::memory_report::{ClassTotal, MappingReport, MemoryReport, Tier};
 use rouse_process::working_set::WorkingSetReport;
-use rouse_snapshot::model::{MachineSnapshot, PAGE_SIZE, PageRun};
+use rouse_snapshot::model::{PAGE_SIZE, PageRun};
 use rouse_snapshot::page_class::PageClass;
 use rouse_snapshot::working_set::WorkingSet;
 use rouse_vmm::agent::{Owner, Owners};
 
+use super::image::MachineImage;
+
 /// Describes it. As many mappings as there are owners of pages: each has its pages in the order of their addresses, as if nothing
 /// lay between them.
 pub fn of(
-    snapshot: &MachineSnapshot,
+    image: &MachineImage,
     owners: &Owners,
     known: &WorkingSet,
     memory: &ImageMemory,
     working_set: WorkingSetReport,
 ) -> MemoryReport {
+    let snapshot = &image.snapshot;
     // What cannot be asked is not in memory for all that is known.
     let resident = memory.resident_ranges().unwrap_or_default();
     let tier = |page: u64| match contains(&resident, page) {
@@ -34,7 +37,8 @@ pub fn of(
         let address = page * PAGE_SIZE;
         while runs.next_if(|run| end_of(run) <= address).is_some() {}
         let run = runs.peek().filter(|run| run.address <= address);
-        let is_file = run.is_some_and(|run| run.pool() > 0);
+        let is_parent = run.is_some_and(|run| image.is_of_template(run));
+        let is_file = run.is_some_and(|run| run.pool() > 0) && !is_parent;
         let in_pool = run.map(|run| run.page_in_pool() + (address - run.address) / PAGE_SIZE);
         let class = match in_pool {
             None => PageClass::Zero,
@@ -42,6 +46,7 @@ pub fn of(
             Some(_) if is_file => PageClass::File,
             Some(_) if contains(&known.written, address) => PageClass::Written,
             Some(_) if contains(&known.read, address) => PageClass::Read,
+            Some(_) if is_parent => PageClass::Parent,
             Some(_) => PageClass::Cold,
         };
         let total = classes.entry(class).or_insert_with(|| ClassTotal {
@@ -54,6 +59,8 @@ pub fn of(
         total.bytes += PAGE_SIZE;
         let place = match in_pool {
             Some(_) if is_file => "file",
+            // Its pool is in memory as a whole, or its pages come with those of the function.
+            Some(_) if is_parent => Tier::Dram.name(),
             place => place.map_or("none", tier),
         };
         *total.tiers.entry(place).or_default() += 1;

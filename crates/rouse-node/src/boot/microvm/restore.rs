@@ -14,13 +14,16 @@ use std::time::Instant;
 use rouse_pool::keeper::PagerError;
 use rouse_process::instance::{BootPath, LaunchSpec};
 use rouse_process::launcher::PoolOwner;
+use rouse_snapshot::model::PageRun;
+use rouse_vmm::zygote::GivenPool;
 use tokio::runtime::Handle;
 
 use super::image::MachineImage;
 use super::life::{Copied, Life};
 use super::live::{Machine, Observer};
+use super::seals::Seal;
 use super::supervisor::Exit;
-use super::{ApiListener, BootError, Booted, Inner};
+use super::{ApiListener, BootError, Booted, Inner, PACKAGE};
 use crate::boot::ParkedStream;
 
 impl Inner {
@@ -36,22 +39,29 @@ impl Inner {
         let begin = Instant::now();
         let prepared = self.prepare(spec)?;
         let disks = self.images(&prepared.disks)?;
-        if !disks.iter().map(|disk| &disk.seal).eq(&image.seals) {
+        // A template knows no package: it may be any.
+        let known = |seal: &&Seal| !(image.is_template && seal.place() == PACKAGE);
+        let seals = disks.iter().map(|disk| &disk.seal).filter(known);
+        if !seals.eq(&image.seals) {
             let problem = "the machine's disks are not those that it was written down with";
             image.set_problem(problem.to_owned());
             return Err(BootError::new(problem));
         }
         if path != BootPath::Restore {
-            let memory = image.memory();
-            memory.make_resident().map_err(|error| failed(&error))?;
+            image.make_resident().map_err(|error| failed(&error))?;
         }
         let waits = matches!(path, BootPath::Parked | BootPath::Rewind);
-        let (life, mut copied) = Life::copied(waits).map_err(|error| failed(&error))?;
+        let life = match image.is_template {
+            true => Life::of_template(),
+            false => Life::copied(waits),
+        };
+        let (life, mut copied) = life.map_err(|error| failed(&error))?;
         let exactly = path == BootPath::Restore && image.is_to_be_observed();
         let held = image.hold();
-        let own = held.pool(exactly);
-        let mut pools = vec![own.ok_or_else(|| BootError::from_error(&PagerError::Gone))?];
-        pools.extend(image.parents.iter().map(|disk| disks[*disk].pool()));
+        let pools = held.pools(&disks, exactly);
+        let pools = pools.ok_or_else(|| BootError::from_error(&PagerError::Gone))?;
+        let is_watched =
+            |run: &&PageRun| matches!(pools.get(run.pool()), Some(GivenPool::Registered(..)));
         let (mut registration, mut base) = (None, None);
         let (running, kept) = prepared.hand_over(|vmm, devices, console| {
             let snapshot = &image.snapshot;
@@ -61,7 +71,8 @@ impl Inner {
                 devices,
                 console.as_fd(),
                 |uffd, mappings| {
-                    let first = mappings.first().zip(snapshot.memory.first());
+                    let first = snapshot.memory.iter().find(is_watched);
+                    let first = mappings.first().zip(first);
                     base = first.map(|(mapping, run)| mapping.address - run.address);
                     let watched = self.launcher.watch_memory(uffd, mappings, exactly)?;
                     registration = Some(watched);

@@ -1,7 +1,8 @@
 //! What tells that a machine's disks are those that its guest knew when it was written down.
 //!
 //! A guest keeps parts of its disks in memory. With others they would be mixed, silently. So their digests lie beside the snapshot,
-//! in a file of the snapshot's directory, and a copy is started only with disks that have the same.
+//! in a file of the snapshot's directory, and a copy is started only with disks that have the same. A template knows no package: that
+//! disk has no seal there.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -42,6 +43,11 @@ fn version(file: &File) -> io::Result<Version> {
 }
 
 impl Seal {
+    /// Which disk it is of.
+    pub fn place(&self) -> &str {
+        &self.place
+    }
+
     /// By what a snapshot refers to the image. Nothing, if this is no digest.
     pub fn identity(&self) -> Option<[u8; 32]> {
         let mut identity = [0; 32];

@@ -8,27 +8,58 @@ use rouse_pool::snapshot_store::WriteOptions;
 use rouse_process::instance::LaunchSpec;
 use rouse_process::launcher::{CheckpointReport, Residency};
 use rouse_snapshot::model::{MachineSnapshot, PAGE_SIZE, ParentPool};
+use rouse_snapshot::page_map::Domain;
 use rouse_vmm::memory::likely_pages;
 use rouse_vmm::snapshot::{load_owners, store_owners};
 use rouse_vmm::zygote::GivenPool;
 
-use super::image::{MachineImage, Parts};
+use super::image::{MachineImage, Parent, Parts};
 use super::live::Machine;
 use super::prepare::DiskImage;
 use super::seals::{self, Seal};
 use super::supervisor::PATIENCE;
-use super::{BootError, Inner, LoadedImage, TENANT};
+use super::{BootError, Inner, LoadedImage, PACKAGE, TENANT};
 
 impl Inner {
-    /// Writes the machine down, and ends it.
+    /// Writes the machine of a template down, and ends it.
+    pub(super) fn checkpoint_template(
+        &self,
+        machine: Machine,
+        spec: &LaunchSpec,
+        dir: &Path,
+    ) -> Result<CheckpointReport, BootError> {
+        // What was started from a snapshot may know what that one knew; a package may hold anything.
+        let empty = std::fs::read_dir(&spec.task_dir).is_ok_and(|mut dir| dir.next().is_none());
+        if !machine.is_template || !empty {
+            return Err(BootError::new("the machine was not started as a template"));
+        }
+        self.write_down(machine, spec, dir, Domain::Templates)
+    }
+
+    /// Writes the machine of a function down, and ends it.
     pub(super) fn checkpoint(
         &self,
         machine: Machine,
         spec: &LaunchSpec,
         dir: &Path,
     ) -> Result<CheckpointReport, BootError> {
+        self.write_down(machine, spec, dir, Domain::Tenant)
+    }
+
+    fn write_down(
+        &self,
+        machine: Machine,
+        spec: &LaunchSpec,
+        dir: &Path,
+        domain: Domain,
+    ) -> Result<CheckpointReport, BootError> {
         let failed = |error: &dyn std::error::Error| BootError::from_error(error);
-        let images = self.images(&self.disks(spec)?)?;
+        let mut images = self.images(&self.disks(spec)?)?;
+        if domain == Domain::Templates {
+            images.retain(|image| image.seal.place() != PACKAGE);
+        }
+        // What it was made of. Whoever has started it has that.
+        let template = machine.image().filter(|image| image.is_template);
         let state = machine.state();
         let (request, paused) = state
             .take_pause()
@@ -52,9 +83,18 @@ impl Inner {
         drop(machine);
         let store = self.launcher.store();
         let name = store.name_of(dir).map_err(|error| failed(&error))?;
+        // Without it the snapshot is as good, and larger.
+        let base = template.and_then(|template| {
+            let base = template.base_for(&snapshot, store);
+            base.inspect_err(|error| tracing::warn!(%error, "a template's pages cannot be used"))
+                .ok()
+                .flatten()
+        });
         // Until calls were seen, the owners of pages tell which of them are likely needed.
         let options = WriteOptions {
             hot: &likely_pages(&owners, &snapshot.memory),
+            domain,
+            base,
             ..WriteOptions::new(TENANT)
         };
         let written = store.write(&name, &snapshot, &pool, &options);
@@ -74,7 +114,13 @@ impl Inner {
     }
 
     /// Loads a snapshot: all of its pages, which are verified then, or those that are needed when they are.
-    pub(super) fn load(&self, dir: &Path, residency: Residency) -> Result<LoadedImage, BootError> {
+    /// It may be a delta of one of `ancestors`.
+    pub(super) fn load(
+        &self,
+        dir: &Path,
+        ancestors: &[Arc<MachineImage>],
+        residency: Residency,
+    ) -> Result<LoadedImage, BootError> {
         let failed = |error: &dyn std::error::Error| BootError::from_error(error);
         let store = self.launcher.store();
         let name = store.name_of(dir).map_err(|error| failed(&error))?;
@@ -83,13 +129,22 @@ impl Inner {
         let seals = seals::read(dir).map_err(|error| {
             BootError::new(format!("the list of its disks is damaged: {error}"))
         })?;
-        let disk = |parent: &ParentPool| {
-            let identity = Some(parent.pool);
-            seals.iter().position(|seal| seal.identity() == identity)
-        };
-        let parents: Option<Vec<usize>> = stored.snapshot.parents.iter().map(disk).collect();
-        let parents = parents
-            .ok_or_else(|| BootError::new("the snapshot refers to what is none of its disks"))?;
+        let is_template = stored.binding.domain == Domain::Templates;
+        let of_package = seals.iter().any(|seal| seal.place() == PACKAGE);
+        if is_template == of_package {
+            return Err(BootError::new(
+                "the list of its disks is that of another kind of snapshot",
+            ));
+        }
+        let parents = stored.snapshot.parents.iter();
+        let parents: Option<Vec<Parent>> = parents
+            .map(|parent| find_parent(parent, &seals, ancestors))
+            .collect();
+        let parents = parents.ok_or_else(|| {
+            BootError::new(
+                "the snapshot refers to what is none of its disks, and is no delta of a template that is there",
+            )
+        })?;
         let identity = stored.binding.pool;
         // Without them the pages are as good.
         let owners = load_owners(dir, &identity)
@@ -113,17 +168,36 @@ impl Inner {
             identity,
             seals,
             parents,
+            is_template,
             directory: dir.to_owned(),
             owners: owners.unwrap_or_default(),
         };
         let image = Arc::new(MachineImage::new(parts, memory));
         self.launcher.follow(image.clone());
         Ok(LoadedImage {
+            parent_pages: image.template_pages(),
             inner: image,
             pool_pages,
             mapped_pages,
-            parent_pages: 0,
             stays: Arc::default(),
         })
     }
+}
+
+fn find_parent(
+    parent: &ParentPool,
+    seals: &[Seal],
+    ancestors: &[Arc<MachineImage>],
+) -> Option<Parent> {
+    let is_it = |seal: &Seal| seal.identity() == Some(parent.pool);
+    if let Some(disk) = seals.iter().position(is_it) {
+        return Some(Parent::Disk(disk));
+    }
+    let mut ancestors = ancestors.iter();
+    let template = ancestors.find(|image| {
+        image.is_template
+            && image.identity == parent.pool
+            && image.snapshot.pool_pages == parent.pages
+    })?;
+    Some(Parent::Template(Arc::clone(template)))
 }

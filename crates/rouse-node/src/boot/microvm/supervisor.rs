@@ -196,6 +196,12 @@ fn run_function(stream: UnixStream, begin: Begin, state: &State) -> Result<(), A
             state.may_run();
             agent.start(start)?;
         }
+        Begin::Template(start) => {
+            agent.ready()?;
+            state.stage("kernel");
+            state.may_run();
+            agent.start_template(start)?;
+        }
         // Nothing of the function has run yet: what must differ in each copy is set before.
         Begin::Resume(go) => {
             if let Some(go) = go {
@@ -204,6 +210,10 @@ fn run_function(stream: UnixStream, begin: Begin, state: &State) -> Result<(), A
             }
             state.may_run();
             agent.resume(agent::fresh()?)?;
+        }
+        Begin::Become => {
+            state.may_run();
+            agent.become_function(agent::fresh()?)?;
         }
     }
     state.started();

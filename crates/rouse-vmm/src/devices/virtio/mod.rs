@@ -44,7 +44,7 @@ use std::os::fd::RawFd;
 
 use vm_memory::GuestMemoryMmap;
 
-use super::State;
+use super::{State, StateError};
 
 /// Why a device is asked to work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +91,14 @@ pub trait VirtioDevice: State + Send {
         memory: &GuestMemoryMmap,
         notes: &mut Violations,
     ) -> Result<Work, Violation>;
+
+    /// As [`State::restore`], of a device that no driver had: nobody knows what it was.
+    ///
+    /// # Errors
+    /// As there.
+    fn restore_unused(&mut self, saved: Self::Saved) -> Result<(), StateError> {
+        self.restore(saved)
+    }
 
     /// Forgets all that the guest did.
     fn reset(&mut self);

@@ -180,6 +180,14 @@ impl VirtioDevice for Block {
         Ok(Work::More)
     }
 
+    /// It may be another disk of the same name: a driver reads what it is when it begins.
+    fn restore_unused(&mut self, saved: SavedBlock) -> Result<(), StateError> {
+        match saved.name == self.name {
+            true => Ok(()),
+            false => self.restore(saved),
+        }
+    }
+
     fn reset(&mut self) {}
 }
 

@@ -147,3 +147,35 @@ fn a_disk_goes_on_where_it_was_and_is_not_mistaken_for_another() {
         .expect_err("another disk");
     assert!(error.to_string().contains("another disk"), "{error}");
 }
+
+#[test]
+fn what_no_driver_has_may_be_another_disk() {
+    let first = image();
+    let before = driver(&first, "/var/task");
+    let mut ring = before.start(0, 1).remove(0);
+    assert_eq!(ask(&before, &mut ring, 0, 1, 512), (0, 513));
+    let in_use = before.bus.save();
+    // As Linux lets go of a device.
+    for status in [0, 1] {
+        before.write(0, 0x70, status);
+    }
+    let saved = before.bus.save();
+
+    let mut longer = image();
+    longer.write_all(&[77; 512]).expect("it can be written");
+    let after = driver(&longer, "/var/task");
+    after
+        .bus
+        .restore(&in_use)
+        .expect_err("a driver knows the other");
+    after.bus.restore(&saved).expect("no driver has it");
+    let mut ring = after.start(0, 1).remove(0);
+    assert_eq!(ask(&after, &mut ring, 0, SECTORS, 512), (0, 513));
+    let found = after.memory.read_obj::<u8>(GuestAddress(BUFFER));
+    assert_eq!(found.expect("it lies in memory"), 77);
+    assert_eq!(after.violations(0), 0);
+
+    let error = driver(&longer, "/var/runtime").bus.restore(&saved);
+    let error = error.expect_err("it belongs elsewhere");
+    assert!(error.to_string().contains("another disk"), "{error}");
+}

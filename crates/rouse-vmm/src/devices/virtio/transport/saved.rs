@@ -80,7 +80,10 @@ impl<D: VirtioDevice> State for Transport<D> {
         });
         self.queues = queues.collect::<Result<_, _>>().map_err(impossible)?;
         self.registers = saved.registers;
-        self.device.restore(saved.device)?;
+        match self.registers.phase {
+            Phase::Reset | Phase::Acknowledged => self.device.restore_unused(saved.device)?,
+            _ => self.device.restore(saved.device)?,
+        }
         if self.registers.phase != Phase::Running {
             // Nobody would serve what it has.
             self.device.reset();
