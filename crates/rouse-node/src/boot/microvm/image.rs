@@ -37,7 +37,8 @@ pub struct MachineImage {
     parents: Vec<Parent>,
     /// It knows no function and no package: functions are made of it.
     pub is_template: bool,
-    directory: PathBuf,
+    /// Nothing for one that is only in memory.
+    directory: Option<PathBuf>,
     memory: RwLock<Arc<ImageMemory>>,
     /// Whose its pages are, as far as its guest said so.
     owners: Owners,
@@ -63,7 +64,7 @@ pub struct Parts {
     pub seals: Vec<Seal>,
     pub parents: Vec<Parent>,
     pub is_template: bool,
-    pub directory: PathBuf,
+    pub directory: Option<PathBuf>,
     pub owners: Owners,
     pub stored_bytes: u64,
 }
@@ -73,8 +74,8 @@ pub struct Parts {
 pub enum Parent {
     /// Blocks of the disk with this number.
     Disk(usize),
-    /// Pages of the template that it was made of.
-    Template(Arc<MachineImage>),
+    /// Pages of a snapshot that it descends from: a template, or what a live machine was a copy of.
+    Snapshot(Arc<MachineImage>),
 }
 
 /// What a machine's memory relies on. It must live until the VMM has ended.
@@ -88,7 +89,7 @@ pub struct Held {
 #[derive(Debug)]
 enum HeldParent {
     Disk(usize),
-    Template(HeldPool),
+    Snapshot(HeldPool),
 }
 
 #[derive(Debug)]
@@ -108,7 +109,7 @@ impl Held {
     ) -> Option<Vec<GivenPool<'a>>> {
         let parents = self.parents.iter().map(|parent| match parent {
             HeldParent::Disk(disk) => disks.get(*disk).map(DiskImage::pool),
-            HeldParent::Template(pool) => pool.given(false),
+            HeldParent::Snapshot(pool) => pool.given(false),
         });
         std::iter::once(self.own.given(exactly))
             .chain(parents)
@@ -143,7 +144,9 @@ impl HeldPool {
 impl MachineImage {
     /// Of what was read, with what was learnt before.
     pub fn new(parts: Parts, memory: ImageMemory) -> Self {
-        let learning = learning::read(&parts.directory, &parts.identity).unwrap_or_default();
+        let directory = parts.directory.as_deref();
+        let learnt = directory.and_then(|directory| learning::read(directory, &parts.identity));
+        let learning = learnt.unwrap_or_default();
         Self {
             snapshot: parts.snapshot,
             identity: parts.identity,
@@ -165,7 +168,7 @@ impl MachineImage {
     pub fn hold(&self) -> Held {
         let parents = self.parents.iter().map(|parent| match parent {
             Parent::Disk(disk) => HeldParent::Disk(*disk),
-            Parent::Template(template) => HeldParent::Template(HeldPool::of(template)),
+            Parent::Snapshot(image) => HeldParent::Snapshot(HeldPool::of(image)),
         });
         Held {
             own: HeldPool::of(self),
@@ -175,8 +178,13 @@ impl MachineImage {
 
     /// The template that it was made of.
     pub fn template(&self) -> Option<&Arc<MachineImage>> {
-        self.parents.iter().find_map(|parent| match parent {
-            Parent::Template(template) => Some(template),
+        self.ancestors().find(|image| image.is_template)
+    }
+
+    /// The snapshots that it descends from.
+    pub fn ancestors(&self) -> impl Iterator<Item = &Arc<MachineImage>> {
+        self.parents.iter().filter_map(|parent| match parent {
+            Parent::Snapshot(image) => Some(image),
             Parent::Disk(_) => None,
         })
     }
@@ -192,18 +200,19 @@ impl MachineImage {
     pub fn is_of_template(&self, run: &PageRun) -> bool {
         let parent = run.pool().checked_sub(1);
         let parent = parent.and_then(|index| self.parents.get(index));
-        matches!(parent, Some(Parent::Template(_)))
+        matches!(parent, Some(Parent::Snapshot(image)) if image.is_template)
     }
 
-    /// Are all of its pages in memory, to stay, and those of its template?
+    /// Are all of its pages in memory, to stay, and those of its ancestors?
     pub fn is_resident(&self) -> bool {
-        self.memory().is_resident() && self.template().is_none_or(|image| image.is_resident())
+        let resident = |image: &MachineImage| image.memory().is_resident();
+        resident(self) && self.ancestors().all(|image| resident(image))
     }
 
     /// Brings them in.
     pub fn make_resident(&self) -> Result<(), PagerError> {
-        if let Some(template) = self.template() {
-            template.make_resident()?;
+        for image in self.ancestors() {
+            image.memory().make_resident()?;
         }
         self.memory().make_resident()
     }
@@ -214,10 +223,10 @@ impl MachineImage {
         snapshot: &MachineSnapshot,
         store: &SnapshotStore,
     ) -> Result<Option<Base>, StoreError> {
-        if !self.is_template {
+        let Some(directory) = self.directory.as_deref().filter(|_| self.is_template) else {
             return Ok(None);
-        }
-        let parent = store.parent_pages(&store.name_of(&self.directory)?)?;
+        };
+        let parent = store.parent_pages(&store.name_of(directory)?)?;
         Ok(parent.map(|parent| Base {
             parent,
             pages: resemblance(snapshot.pool_pages, &snapshot.memory, &self.snapshot.memory),
@@ -252,16 +261,19 @@ impl MachineImage {
         }
     }
 
-    /// Blocks for as long as reading and writing all takes.
+    /// Blocks for as long as reading and writing all takes. Nothing is done about one that is only in memory.
     fn store_anew(
         self: &Arc<Self>,
         learnt: &Learning,
         launcher: &Launcher,
     ) -> Result<(), SnapshotError> {
+        let Some(directory) = self.directory.as_deref() else {
+            return Ok(());
+        };
         let _turn = self.storing.lock().unwrap_or_else(PoisonError::into_inner);
         let hot = hot_pages(learnt.set(), &self.snapshot.memory);
         let store = launcher.store();
-        let name = store.name_of(&self.directory)?;
+        let name = store.name_of(directory)?;
         // Without it the pages take more room.
         let base = self.template().and_then(|template| {
             let base = template.base_for(&self.snapshot, store);
@@ -275,12 +287,12 @@ impl MachineImage {
             ..WriteOptions::new(TENANT)
         };
         store.rewrite(&name, &options)?;
-        if let Err(error) = learning::write(&self.directory, &self.identity, learnt) {
+        if let Err(error) = learning::write(directory, &self.identity, learnt) {
             tracing::warn!(%error, "what was learnt of a machine is not kept");
         }
         let stored = store.open_as::<MachineSnapshot>(&name)?;
         if stored.binding.pool != self.identity {
-            let path = self.directory.clone();
+            let path = directory.to_owned();
             return Err(StoreError::Exchanged { path }.into());
         }
         let memory = launcher.memory_of(&stored, false)?;
@@ -362,8 +374,8 @@ impl PoolOwner for MachineImage {
     }
 
     fn descends_from(&self, other: &dyn PoolOwner) -> bool {
-        let template = self.template();
-        template.is_some_and(|template| std::ptr::addr_eq(Arc::as_ptr(template), other))
+        self.ancestors()
+            .any(|image| std::ptr::addr_eq(Arc::as_ptr(image), other))
     }
 
     fn set_problem(&self, problem: String) {

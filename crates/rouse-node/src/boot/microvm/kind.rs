@@ -15,10 +15,13 @@ use rouse_process::working_set::WorkingSetReport;
 use rouse_sandbox::Limits;
 use tokio::runtime::Handle;
 
+use super::branch::Original;
 use super::image::MachineImage;
 use super::live::Machine;
 use super::{MicroVms, memory, supervisor};
-use crate::boot::{Boot, BootError, Booted, BoxFuture, ImageUse, Live, LoadedImage};
+use crate::boot::{
+    Boot, BootError, Booted, BoxFuture, Branch, BranchError, ImageUse, Live, LoadedImage,
+};
 
 /// Is it a machine's?
 pub(in crate::boot) fn is_machine_image(image: &LoadedImage) -> bool {
@@ -40,6 +43,15 @@ fn machine_of(live: Box<dyn Live>) -> Result<Box<Machine>, BootError> {
     let live: Box<dyn Any> = live;
     let machine = live.downcast();
     machine.map_err(|_| BootError::new("the instance was started by another kind of sandbox"))
+}
+
+/// A copy that waits no longer.
+fn in_use(mut booted: Booted) -> Booted {
+    let live: &mut dyn Any = &mut *booted.live;
+    if let Some(machine) = live.downcast_mut::<Machine>() {
+        machine.take_into_use();
+    }
+    booted
 }
 
 /// What blocks runs elsewhere.
@@ -174,7 +186,7 @@ impl Boot for MicroVms {
     ) -> BoxFuture<'a, Result<Option<Booted>, BootError>> {
         Box::pin(async move {
             let machine = image_of(image)?;
-            let taken = machine.copies.take();
+            let taken = machine.copies.take().map(in_use);
             self.park(&machine, spec);
             match taken {
                 None if make => self.copy(image, spec, BootPath::Parked).await.map(Some),
@@ -224,7 +236,7 @@ impl Boot for MicroVms {
         image: &LoadedImage,
         _spec: &LaunchSpec,
     ) -> Result<Option<Booted>, BootError> {
-        Ok(image_of(image)?.copies.take_rewound())
+        Ok(image_of(image)?.copies.take_rewound().map(in_use))
     }
 
     fn rewound_count(&self, image: &LoadedImage) -> usize {
@@ -248,6 +260,25 @@ impl Boot for MicroVms {
         Box::pin(written(live, move |machine| {
             inner.checkpoint(machine, &spec, &dir)
         }))
+    }
+
+    fn branch<'a>(
+        &'a self,
+        live: &'a dyn Live,
+        _parked_port: u16,
+        spec: &'a LaunchSpec,
+    ) -> BoxFuture<'a, Result<Branch, BranchError>> {
+        let (inner, spec) = (Arc::clone(&self.0), spec.clone());
+        let any: &dyn Any = live;
+        let original = any.downcast_ref().map(Original::of);
+        Box::pin(async move {
+            let original = original.ok_or_else(|| {
+                BranchError::Refused("it was started by another kind of sandbox".to_owned())
+            })?;
+            let task = tokio::task::spawn_blocking(move || inner.branch(&original, &spec));
+            task.await
+                .unwrap_or_else(|error| Err(BranchError::Ended(error.to_string())))
+        })
     }
 
     fn load<'a>(

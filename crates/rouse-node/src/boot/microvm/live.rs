@@ -6,7 +6,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -16,13 +16,13 @@ use rouse_process::launcher::Launcher;
 use rouse_sandbox::LentGroup;
 use rouse_snapshot::model::PAGE_SIZE;
 use rouse_snapshot::working_set::WorkingSet;
-use rouse_vmm::agent::{Agent, Owners, PauseRequest};
+use rouse_vmm::agent::{Agent, AgentError, Owners, PauseRequest};
 use rouse_vmm::zygote::Running;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::image::MachineImage;
 use super::life::{Begin, Life};
-use super::supervisor::Exit;
+use super::supervisor::{Exit, PATIENCE};
 use crate::boot::Live;
 
 /// What is known of a machine, for the node and for its supervisor.
@@ -43,22 +43,69 @@ struct Told {
     pause: Pause,
 }
 
+/// Why a function does not stand still.
+#[derive(Debug, thiserror::Error)]
+pub enum PauseError {
+    /// Nor did it run; nothing has changed.
+    #[error("the function does not run in its machine")]
+    NotRunning,
+    /// Its machine has ended.
+    #[error("the machine has ended")]
+    Gone(#[source] io::Error),
+    /// Nobody knows what it does.
+    #[error("the guest did not stop its function")]
+    NotStopped,
+}
+
 /// The life that the machine is in, and its number.
 struct Lives {
     number: u64,
     now: Option<Life>,
 }
 
-/// A pause for a snapshot, of which there is one in a machine's life.
+/// A pause for a snapshot.
 #[derive(Debug, Default)]
 enum Pause {
     /// The function does not run.
     #[default]
     Impossible,
     /// It can be asked for, and heard.
-    Possible(PauseRequest, Receiver<(Agent, Owners)>),
+    Possible(PauseRequest, Receiver<Paused>),
     /// It was asked for.
     Asked,
+}
+
+/// A machine whose function stands still.
+#[derive(Debug)]
+pub struct Paused {
+    agent: Agent,
+    /// Whose its pages are, as far as its guest says so.
+    pub owners: Owners,
+    back: SyncSender<Listening>,
+}
+
+/// Whoever listens to an agent while its function runs, and whom to tell when that was paused.
+pub type Listening = (Agent, SyncSender<Paused>);
+
+impl Paused {
+    /// `back` listens to the agent when the function goes on.
+    pub fn new(agent: Agent, owners: Owners, back: SyncSender<Listening>) -> Self {
+        Self {
+            agent,
+            owners,
+            back,
+        }
+    }
+
+    /// Lets the function go on as if nothing had been.
+    pub fn go_on(self, state: &State) -> Result<(), AgentError> {
+        let Self {
+            mut agent, back, ..
+        } = self;
+        agent.go_on()?;
+        let paused = state.may_pause(&agent)?;
+        (back.try_send((agent, paused))).map_err(|_| AgentError::Gone)
+    }
 }
 
 impl State {
@@ -92,24 +139,31 @@ impl State {
         !self.told().is_started
     }
 
-    /// From now on it can be asked to pause; `paused` hears its agent when it has.
-    pub fn may_pause(&self, request: PauseRequest, paused: Receiver<(Agent, Owners)>) {
-        self.told().pause = Pause::Possible(request, paused);
+    /// From now on it can be asked to pause. Returns whom to tell when it has.
+    pub fn may_pause(&self, agent: &Agent) -> io::Result<SyncSender<Paused>> {
+        let (sender, paused) = sync_channel(1);
+        self.told().pause = Pause::Possible(agent.pause_request()?, paused);
+        Ok(sender)
     }
 
-    /// Who asks for a pause gets both, once.
-    pub fn take_pause(&self) -> Option<(PauseRequest, Receiver<(Agent, Owners)>)> {
-        let mut told = self.told();
-        match std::mem::take(&mut told.pause) {
-            Pause::Possible(request, paused) => {
-                told.pause = Pause::Asked;
-                Some((request, paused))
+    /// Has the function stand still. Whoever drops what is returned ends it: its agent is gone.
+    pub fn pause(&self) -> Result<Paused, PauseError> {
+        let possible = {
+            let mut told = self.told();
+            match std::mem::take(&mut told.pause) {
+                Pause::Possible(request, paused) => {
+                    told.pause = Pause::Asked;
+                    Some((request, paused))
+                }
+                other => {
+                    told.pause = other;
+                    None
+                }
             }
-            other => {
-                told.pause = other;
-                None
-            }
-        }
+        };
+        let (request, paused) = possible.ok_or(PauseError::NotRunning)?;
+        request.send().map_err(PauseError::Gone)?;
+        (paused.recv_timeout(PATIENCE)).map_err(|_| PauseError::NotStopped)
     }
 
     /// Was it asked for?
@@ -186,8 +240,10 @@ pub struct Machine {
     group: Arc<LentGroup>,
     /// It runs no function, and has booted: a template can be made of it.
     pub is_template: bool,
-    /// Of which snapshot it is a copy. That may have it, when it waits.
+    /// Of which snapshot it is a copy. That has it, when it waits.
     image: Weak<MachineImage>,
+    /// The same, while it is in use: a snapshot of it refers to that one.
+    in_use: Option<Arc<MachineImage>>,
     /// Lets it go on, if it waits.
     go: Option<SyncSender<()>>,
     /// Hears its end, once it is supervised.
@@ -255,6 +311,7 @@ impl Machine {
             group,
             is_template: false,
             image: Weak::new(),
+            in_use: None,
             go: None,
             exit: None,
             observer: None,
@@ -265,10 +322,17 @@ impl Machine {
     /// It is a copy of this snapshot, and goes on when `go` is told so, if that is there.
     pub fn copied(&mut self, image: &Arc<MachineImage>, go: Option<SyncSender<()>>) {
         self.image = Arc::downgrade(image);
+        // One that waits for `go` may wait in its snapshot.
+        self.in_use = go.is_none().then(|| Arc::clone(image));
         self.go = go;
     }
 
-    /// The snapshot of which it is a copy, if that is still loaded.
+    /// It waits no longer.
+    pub fn take_into_use(&mut self) {
+        self.in_use = self.image.upgrade();
+    }
+
+    /// The snapshot of which it is a copy, if that is still loaded, as it is while the copy is in use.
     pub fn image(&self) -> Option<Arc<MachineImage>> {
         self.image.upgrade()
     }

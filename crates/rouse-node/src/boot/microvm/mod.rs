@@ -16,10 +16,12 @@
 //! | a machine that boots, one that is a copy | `cold.rs`, `restore.rs` |
 //! | its threads in the node, what comes out of it, and what the engine has of it | `supervisor.rs`, `life.rs`, `live.rs` |
 //! | a snapshot: written and read, loaded, described | `snapshot.rs`, `image.rs`, `report.rs` |
+//! | a snapshot in memory, of a machine that goes on | `branch.rs` |
 //! | what calls touch of it | `learning.rs` |
 //! | what a template of machines depends on | `template.rs` |
 //! | disks: the package as an image, and digests of all | `packages.rs`, `seals.rs` |
 
+mod branch;
 mod cold;
 mod image;
 mod kind;

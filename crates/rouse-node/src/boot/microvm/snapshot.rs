@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
+use rouse_pool::Pool;
 use rouse_pool::snapshot_store::WriteOptions;
 use rouse_process::instance::LaunchSpec;
 use rouse_process::launcher::{CheckpointReport, Residency};
@@ -11,13 +12,12 @@ use rouse_snapshot::model::{MachineSnapshot, PAGE_SIZE, ParentPool};
 use rouse_snapshot::page_map::Domain;
 use rouse_vmm::memory::likely_pages;
 use rouse_vmm::snapshot::{load_owners, store_owners};
-use rouse_vmm::zygote::GivenPool;
+use rouse_vmm::zygote::{GivenPool, ZygoteError};
 
 use super::image::{MachineImage, Parent, Parts};
-use super::live::Machine;
+use super::live::{Machine, SharedVmm};
 use super::prepare::DiskImage;
 use super::seals::{self, Seal};
-use super::supervisor::PATIENCE;
 use super::{BootError, Inner, LoadedImage, PACKAGE, TENANT};
 
 impl Inner {
@@ -60,25 +60,12 @@ impl Inner {
         }
         // What it was made of. Whoever has started it has that.
         let template = machine.image().filter(|image| image.is_template);
-        let state = machine.state();
-        let (request, paused) = state
-            .take_pause()
-            .ok_or_else(|| BootError::new("the function does not run in its machine"))?;
         let begin = Instant::now();
-        request.send().map_err(|error| failed(&error))?;
         // The connection to the agent stays open until the machine was written down.
-        let (_agent, owners) = paused
-            .recv_timeout(PATIENCE)
-            .map_err(|_| BootError::new("the guest did not stop its function"))?;
-        // Pages that are blocks of its disks are mapped from there.
-        let whole = images.iter().filter(|image| image.pages > 0);
-        let pools: Vec<GivenPool<'_>> = whole.map(DiskImage::pool).collect();
-        let running = machine.running();
-        let written = match &mut *running.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(running) => running.snapshot(&pools).map_err(|error| failed(&error)),
-            None => Err(BootError::new("the machine has ended")),
-        };
-        let (snapshot, pool) = written?;
+        let paused = machine.state().pause().map_err(|error| failed(&error))?;
+        let written = write(&machine.running(), &images);
+        let (snapshot, pool) = written.map_err(|error| failed(&error))?;
+        let owners = paused.owners;
         let pause_us = u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX);
         drop(machine);
         let store = self.launcher.store();
@@ -137,8 +124,12 @@ impl Inner {
             ));
         }
         let parents = stored.snapshot.parents.iter();
+        let templates: Vec<_> = (ancestors.iter())
+            .filter(|image| image.is_template)
+            .cloned()
+            .collect();
         let parents: Option<Vec<Parent>> = parents
-            .map(|parent| find_parent(parent, &seals, ancestors))
+            .map(|parent| find_parent(parent, &seals, &templates))
             .collect();
         let parents = parents.ok_or_else(|| {
             BootError::new(
@@ -169,7 +160,7 @@ impl Inner {
             seals,
             parents,
             is_template,
-            directory: dir.to_owned(),
+            directory: Some(dir.to_owned()),
             owners: owners.unwrap_or_default(),
         };
         let image = Arc::new(MachineImage::new(parts, memory));
@@ -184,7 +175,21 @@ impl Inner {
     }
 }
 
-fn find_parent(
+/// Has the VMM of a machine whose function stands still write it down. Pages that are blocks of its disks are mapped from there.
+pub(super) fn write(
+    running: &SharedVmm,
+    images: &[DiskImage],
+) -> Result<(MachineSnapshot, Pool), ZygoteError> {
+    let whole = images.iter().filter(|image| image.pages > 0);
+    let pools: Vec<GivenPool<'_>> = whole.map(DiskImage::pool).collect();
+    match &mut *running.lock().unwrap_or_else(PoisonError::into_inner) {
+        Some(running) => running.snapshot(&pools),
+        None => Err(ZygoteError::Gone),
+    }
+}
+
+/// What a snapshot refers to: one of its disks, or one of these ancestors.
+pub(super) fn find_parent(
     parent: &ParentPool,
     seals: &[Seal],
     ancestors: &[Arc<MachineImage>],
@@ -193,11 +198,9 @@ fn find_parent(
     if let Some(disk) = seals.iter().position(is_it) {
         return Some(Parent::Disk(disk));
     }
-    let mut ancestors = ancestors.iter();
-    let template = ancestors.find(|image| {
-        image.is_template
-            && image.identity == parent.pool
-            && image.snapshot.pool_pages == parent.pages
-    })?;
-    Some(Parent::Template(Arc::clone(template)))
+    let is_it = |image: &&Arc<MachineImage>| {
+        image.identity == parent.pool && image.snapshot.pool_pages == parent.pages
+    };
+    let image = ancestors.iter().find(is_it)?;
+    Some(Parent::Snapshot(Arc::clone(image)))
 }

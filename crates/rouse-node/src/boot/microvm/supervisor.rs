@@ -22,7 +22,7 @@ use tokio::sync::watch;
 
 use super::image::Held;
 use super::life::Begin;
-use super::live::{SharedVmm, State};
+use super::live::{Paused, SharedVmm, State};
 use super::users::User;
 
 /// For each answer of the agent. Who waits for the function has limits of their own, and ends the machine at them.
@@ -104,7 +104,7 @@ impl Supervisor {
             .name("microvm-agent".into())
             .spawn(move || {
                 let error = match run_function(stream, begin, &state) {
-                    // Whoever has asked for the pause has the agent now, and ends the machine.
+                    // Whoever has asked for the pause had the agent, and ends the machine.
                     Ok(()) => return,
                     Err(error) => error,
                 };
@@ -217,15 +217,22 @@ fn run_function(stream: UnixStream, begin: Begin, state: &State) -> Result<(), A
         }
     }
     state.started();
-    let (sender, paused) = mpsc::sync_channel(1);
-    state.may_pause(agent.pause_request()?, paused);
-    let owners = agent.paused()?;
-    if !state.is_pausing() {
-        return Err(io::Error::from(io::ErrorKind::InvalidData).into());
+    let paused = state.may_pause(&agent)?;
+    let mut listening = (agent, paused);
+    loop {
+        let (mut agent, paused) = listening;
+        let owners = agent.paused()?;
+        if !state.is_pausing() {
+            return Err(io::Error::from(io::ErrorKind::InvalidData).into());
+        }
+        let (back, given_back) = mpsc::sync_channel(1);
+        // Whoever has asked may have given up.
+        drop(paused.try_send(Paused::new(agent, owners, back)));
+        match given_back.recv() {
+            Ok(again) => listening = again,
+            Err(_) => return Ok(()),
+        }
     }
-    // Whoever has asked may have given up.
-    drop(sender.try_send((agent, owners)));
-    Ok(())
 }
 
 /// What is said first counts.
