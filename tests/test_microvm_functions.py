@@ -4,13 +4,16 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
+import requests
 
 from harness import victims
 from harness.node import PATIENCE, Function, wait_until
+from harness.tiers import place, tiers
 
 HELLO = Path(__file__).parent.parent / "examples/hello-python"
 # A directory with a prepared kernel and an image of a root, where machines can be had.
@@ -94,6 +97,43 @@ def handler(event, context):
 """
 
 
+def live_fork(node, function):
+    """Copies of a machine that lives, and copies of one of these. Each goes on from where the original was, and is itself."""
+    path = f"{node.endpoint}/rouse/v1/functions/{function.name}/instances"
+    [made] = requests.post(path, json={"count": 1}, timeout=PATIENCE).json()["instances"]
+    original, seen = made["id"], []
+
+    def call(instance, calls):
+        reply = function.invoke({}, x_rouse_instance=instance)
+        assert reply.error is None and reply.json["calls"] == calls, f"{reply}\n{node.log()[-6000:]}"
+        seen.append(reply.json)
+        return reply.json["boot_id"]
+
+    def fork(instance, count):
+        path = f"{node.endpoint}/rouse/v1/instances/{instance}/fork"
+        response = requests.post(path, json={"count": count}, timeout=PATIENCE)
+        assert response.status_code == 200, f"{response.text}\n{node.log()[-6000:]}"
+        forked = response.json()
+        # What it has not changed stays where it was.
+        assert 0 < forked["copied_pages"] < function.snapshot()["saved_pages"], forked
+        return [one["id"] for one in forked["instances"]]
+
+    boot_id = call(original, 1)
+    copies = fork(original, 2)
+    boot_ids = [call(copy, 2) for copy in copies]
+    [grandchild] = fork(copies[0], 1)
+    boot_ids.append(call(grandchild, 3))
+    # The original has not noticed, and neither has the copy that was copied.
+    assert (call(original, 2), call(copies[0], 3)) == (boot_id, boot_ids[0])
+    assert len({boot_id, *boot_ids}) == 4
+    for name in ("kernel", "user"):
+        assert len({answer[name] for answer in seen}) == len(seen), seen
+    # They part ways: one that ends takes nothing from the others.
+    node.cli("end", original, copies[0])
+    assert [call(copies[1], 3), call(grandchild, 4)] == [boot_ids[1], boot_ids[2]]
+    node.cli("end", copies[1], grandchild)
+
+
 @needs_machines
 def test_copies_of_a_machine(own_node, tmp_path):
     node = node_with_machines(own_node)
@@ -125,6 +165,8 @@ def test_copies_of_a_machine(own_node, tmp_path):
     wait_until(lambda: memory()["working_set"]["version"] > 0, lambda: f"{memory()['working_set']}\n{node.log()[-6000:]}")
     assert {one["class"] for one in memory()["classes"]} == {"written", "read", "cold", "file", "zero"}, memory()["classes"]
     assert {"[guest: kernel]", "[guest: heap]", "[guest: stack]"} <= {one["name"] for one in memory()["mappings"]}
+    live_fork(node, clone)
+    wait_until(lambda: not vmms(node), lambda: f"nothing is left of copies that were ended: {vmms(node)}")
     # The pager dies: another one brings the pages of the next machine.
     os.kill(victims.pager(node), signal.SIGKILL)
     assert call("restore") == "restore"
@@ -283,6 +325,46 @@ def test_machines_are_made_of_one_template(own_node, tmp_path):
     node.stop()
     node.start()
     assert templates(node) == []
+
+
+@needs_machines
+def test_machines_on_far_memory(own_node, tmp_path):
+    """What has no place in near memory is mapped from far memory; when that vanishes, machines are served from elsewhere."""
+    directory = tmp_path / "far"
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256M", "far", directory], check=True)
+    try:
+        settings = {"memory_dram_bytes": 4 << 20, "memory_compressed_bytes": 0, "memory_far_dir": str(directory)}
+        node = node_with_machines(own_node, **settings)
+        package = tmp_path / "clone"
+        package.mkdir()
+        (package / "app.py").write_text(CLONE)
+        node.cli("deploy", package, "--name", "clone", "--sandbox", "microvm", "--timeout", PATIENCE)
+        clone = Function(node, "clone")
+        has_snapshot(clone, node)
+
+        def call(boot=None):
+            reply = clone.invoke({}, boot)
+            assert reply.error is None and reply.json["calls"] == 1, f"{reply}\n{node.log()[-6000:]}"
+            return reply.boot
+
+        # Those that are watched have their pages near.
+        for _ in range(5):
+            call()
+        wait_until(lambda: place(clone)["tier"] == "far", lambda: f"it is on far memory: {tiers(node)}")
+        assert call("fork") == "fork"
+        assert place(clone)["tier"] == "far"
+        for file in directory.rglob("*"):
+            if file.is_file():
+                os.truncate(file, 0)
+        assert call() in ("restore", "fork", "cold")
+        assert call() in ("restore", "fork")
+        assert "far memory" in clone.describe()["snapshot"]["memory"]["far_problem"]
+        clone.delete()
+        wait_until(lambda: not vmms(node), lambda: f"nothing is left of a function that is gone: {vmms(node)}")
+        node.stop()
+    finally:
+        subprocess.run(["umount", "-l", directory], check=True)
 
 
 @needs_machines

@@ -1,6 +1,7 @@
 //! A machine's snapshot that is loaded: where its pages lie, and what is known of them.
 
 use std::ops::Range;
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
@@ -39,14 +40,16 @@ pub struct MachineImage {
     pub is_template: bool,
     /// Nothing for one that is only in memory.
     directory: Option<PathBuf>,
-    memory: RwLock<Arc<ImageMemory>>,
+    pub(super) memory: RwLock<Arc<ImageMemory>>,
+    /// Why its pages had to leave far memory, the last time they had to.
+    pub(super) far_problem: Mutex<Option<String>>,
     /// Whose its pages are, as far as its guest said so.
     owners: Owners,
     learning: Mutex<Learning>,
     /// Copies that wait for requests.
     pub copies: Copies<Booted>,
     /// Held while it is stored anew.
-    storing: Mutex<()>,
+    pub(super) storing: Mutex<()>,
     stored_bytes: u64,
     problem: OnceLock<String>,
 }
@@ -100,6 +103,11 @@ struct HeldPool {
 }
 
 impl Held {
+    /// The memory of its own pool.
+    pub fn memory(&self) -> &Arc<ImageMemory> {
+        &self.own.memory
+    }
+
     /// The pools as a VMM is given them, and images of `disks`, in the order of the snapshot; of its own with pages that the pager
     /// watches, if touches are to be seen `exactly`. Nothing, if there is no pager any more.
     pub fn pools<'a>(
@@ -119,7 +127,7 @@ impl Held {
 
 impl HeldPool {
     fn of(image: &MachineImage) -> Self {
-        let memory = image.memory();
+        let memory = image.usable_memory();
         let hold = memory.hold();
         Self {
             memory,
@@ -132,6 +140,11 @@ impl HeldPool {
         let identity = Some(self.identity);
         match (&*self.memory, &self.hold) {
             (ImageMemory::Whole(pool), _) => Some(GivenPool::Whole(pool, identity)),
+            // It never changes, as a disk.
+            (ImageMemory::Far(_), _) => {
+                let file = self.memory.far_file()?;
+                Some(GivenPool::Image(file.as_fd(), file.pages(), self.identity))
+            }
             (_, Hold::Pinned(pinned)) if !exactly => Some(GivenPool::Pinned(pinned, identity)),
             (memory, _) => {
                 let registered = memory.registered()?;
@@ -155,6 +168,7 @@ impl MachineImage {
             is_template: parts.is_template,
             directory: parts.directory,
             memory: RwLock::new(Arc::new(memory)),
+            far_problem: Mutex::default(),
             owners: parts.owners,
             learning: Mutex::new(learning),
             copies: Copies::default(),
@@ -296,10 +310,12 @@ impl MachineImage {
             return Err(StoreError::Exchanged { path }.into());
         }
         let memory = launcher.memory_of(&stored, false)?;
+        // What replaces the pool is not a copy of it; the policy makes another one.
+        self.leave_far();
         if self.memory().is_resident() {
             memory.make_resident()?;
         }
-        *self.memory.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(memory);
+        self.set_memory(Arc::new(memory));
         launcher.follow(self.clone());
         Ok(())
     }
@@ -310,7 +326,7 @@ impl MachineImage {
     }
 
     /// Pages of its pool that its calls are known to touch.
-    fn hot_pages(&self) -> Vec<Range<u64>> {
+    pub(super) fn hot_pages(&self) -> Vec<Range<u64>> {
         hot_pages(self.learning().set(), &self.snapshot.memory)
     }
 
@@ -319,12 +335,12 @@ impl MachineImage {
         let hot = self.hot_pages();
         ImageUse {
             resident_pages: memory.resident_pages().unwrap_or(0),
+            far_pages: memory.far_pages(),
             huge_pages: memory.huge_pages(),
             wired_pages: memory.wired_pages(),
             hot_pages: hot.iter().map(|range| range.end - range.start).sum(),
             stored_bytes: self.stored_bytes,
             compressed_bytes: memory.compressed_bytes(),
-            ..ImageUse::default()
         }
     }
 
@@ -362,6 +378,16 @@ impl MachineImage {
         self.problem.get().cloned()
     }
 
+    pub(super) fn current_memory(&self) -> Arc<ImageMemory> {
+        let memory = self.memory.read().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&memory)
+    }
+
+    /// Has machines that start from now on map another pool of the same contents.
+    pub(super) fn set_memory(&self, memory: Arc<ImageMemory>) {
+        *self.memory.write().unwrap_or_else(PoisonError::into_inner) = memory;
+    }
+
     fn learning(&self) -> MutexGuard<'_, Learning> {
         self.learning.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -369,8 +395,7 @@ impl MachineImage {
 
 impl PoolOwner for MachineImage {
     fn memory(&self) -> Arc<ImageMemory> {
-        let memory = self.memory.read().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(&memory)
+        self.current_memory()
     }
 
     fn descends_from(&self, other: &dyn PoolOwner) -> bool {

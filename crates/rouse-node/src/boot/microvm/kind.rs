@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rouse_pool::FarMemory;
-use rouse_pool::keeper::PagerError;
 use rouse_pool::memory::ImageMemory;
 use rouse_process::instance::{BootPath, LaunchSpec};
 use rouse_process::launcher::{CheckpointReport, PoolOwner, Residency};
@@ -324,17 +323,20 @@ impl Boot for MicroVms {
         memory_of(image).is_ok_and(|memory| memory.is_stale())
     }
 
-    /// To near memory: machines are not mapped from far memory yet.
+    fn far_problem(&self, image: &LoadedImage) -> Option<String> {
+        let image: Option<&MachineImage> = image.inner.downcast_ref();
+        image.and_then(MachineImage::far_problem)
+    }
+
     fn make_resident<'a>(
         &'a self,
         image: &'a LoadedImage,
-        _far: Option<FarMemory>,
+        far: Option<FarMemory>,
     ) -> BoxFuture<'a, Result<(), BootError>> {
         let image = image_of(image);
         Box::pin(async move {
             let image = image?;
-            let failed = |error: PagerError| BootError::from_error(&error);
-            aside(move || image.make_resident().map_err(failed)).await
+            aside(move || image.place(far)).await
         })
     }
 
@@ -343,18 +345,10 @@ impl Boot for MicroVms {
         image: &'a LoadedImage,
         compressed: bool,
     ) -> BoxFuture<'a, Result<u64, BootError>> {
-        let memory = memory_of(image);
+        let image = image_of(image);
         Box::pin(async move {
-            let memory = memory?;
-            let failed = |error: PagerError| BootError::from_error(&error);
-            let release = move || {
-                memory.hold_compressed(compressed).map_err(failed)?;
-                memory.release().map_err(failed)?;
-                memory
-                    .resident_pages()
-                    .map_err(|error| BootError::from_error(&error))
-            };
-            aside(release).await
+            let image = image?;
+            aside(move || image.release(compressed)).await
         })
     }
 }

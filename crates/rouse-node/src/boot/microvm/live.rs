@@ -10,6 +10,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use rouse_pool::memory::ImageMemory;
 use rouse_pool::pagemap::Pagemap;
 use rouse_process::instance::{Failure, MemoryUse, Stage};
 use rouse_process::launcher::Launcher;
@@ -23,7 +24,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use super::image::MachineImage;
 use super::life::{Begin, Life};
 use super::supervisor::{Exit, PATIENCE};
-use crate::boot::Live;
+use crate::boot::{BoxFuture, Live};
 
 /// What is known of a machine, for the node and for its supervisor.
 pub struct State {
@@ -244,6 +245,8 @@ pub struct Machine {
     image: Weak<MachineImage>,
     /// The same, while it is in use: a snapshot of it refers to that one.
     in_use: Option<Arc<MachineImage>>,
+    /// What it maps of that one, if it lies on far memory.
+    far: Option<Arc<ImageMemory>>,
     /// Lets it go on, if it waits.
     go: Option<SyncSender<()>>,
     /// Hears its end, once it is supervised.
@@ -312,6 +315,7 @@ impl Machine {
             is_template: false,
             image: Weak::new(),
             in_use: None,
+            far: None,
             go: None,
             exit: None,
             observer: None,
@@ -325,6 +329,11 @@ impl Machine {
         // One that waits for `go` may wait in its snapshot.
         self.in_use = go.is_none().then(|| Arc::clone(image));
         self.go = go;
+    }
+
+    /// It maps this memory of the snapshot.
+    pub fn maps(&mut self, memory: &Arc<ImageMemory>) {
+        self.far = memory.far_file().is_some().then(|| Arc::clone(memory));
     }
 
     /// It waits no longer.
@@ -422,6 +431,16 @@ impl Live for Machine {
 
     fn has_run(&self) -> bool {
         self.state.told().may_have_run
+    }
+
+    fn verify_far(&self) -> BoxFuture<'_, Option<String>> {
+        let verified = self.image().zip(self.far.clone());
+        Box::pin(async move {
+            let (image, memory) = verified?;
+            let verify = move || image.verify_far(&memory);
+            // Cancelled only when the node ends.
+            tokio::task::spawn_blocking(verify).await.ok()?
+        })
     }
 
     fn is_to_be_observed(&self) -> bool {

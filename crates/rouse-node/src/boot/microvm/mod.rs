@@ -17,6 +17,7 @@
 //! | its threads in the node, what comes out of it, and what the engine has of it | `supervisor.rs`, `life.rs`, `live.rs` |
 //! | a snapshot: written and read, loaded, described | `snapshot.rs`, `image.rs`, `report.rs` |
 //! | a snapshot in memory, of a machine that goes on | `branch.rs` |
+//! | where its pages are | `placement.rs` |
 //! | what calls touch of it | `learning.rs` |
 //! | what a template of machines depends on | `template.rs` |
 //! | disks: the package as an image, and digests of all | `packages.rs`, `seals.rs` |
@@ -29,6 +30,7 @@ mod learning;
 mod life;
 mod live;
 mod packages;
+mod placement;
 mod prepare;
 mod ready;
 mod report;

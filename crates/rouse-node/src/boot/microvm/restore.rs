@@ -83,6 +83,7 @@ impl Inner {
         let group = kept.group.clone();
         let mut live = Machine::new(running, group, life, begin).map_err(|error| failed(&error))?;
         live.copied(image, copied.go.take());
+        live.maps(held.memory());
         if let (true, Some(base)) = (exactly, base) {
             live.observe(Observer {
                 image: Arc::clone(image),

@@ -246,6 +246,8 @@ impl Node {
             Ended::Exited(ExitReason::Signal(signal)) => {
                 matches!(signal, libc::SIGBUS | libc::SIGSEGV | libc::SIGABRT)
             }
+            // Its VMM is killed so, or KVM gives its processor up.
+            Ended::Exited(ExitReason::Machine(_)) => true,
             _ => false,
         };
         if may_lack_memory && let Some(problem) = runner.verify_far().await {
