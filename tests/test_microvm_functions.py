@@ -359,7 +359,7 @@ def test_machines_on_far_memory(own_node, tmp_path):
                 os.truncate(file, 0)
         assert call() in ("restore", "fork", "cold")
         assert call() in ("restore", "fork")
-        assert "far memory" in clone.describe()["snapshot"]["memory"]["far_problem"]
+        assert "far memory" in clone.describe()["snapshot"]["far_problem"]
         clone.delete()
         wait_until(lambda: not vmms(node), lambda: f"nothing is left of a function that is gone: {vmms(node)}")
         node.stop()
