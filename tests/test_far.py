@@ -1,8 +1,6 @@
 """Functions' memory on far memory: a NUMA node, or a directory that may be taken away at any time."""
 
-import contextlib
 import os
-import stat
 import subprocess
 import threading
 from pathlib import Path
@@ -11,7 +9,7 @@ import pytest
 
 from harness import victims
 from harness.node import wait_until
-from harness.tiers import MIB, call_concurrently, deploy, place, tiers
+from harness.tiers import MIB, call_concurrently, deploy, files_of, place, tiers
 
 DAX = os.environ.get("ROUSE_TESTBED_DAX")
 
@@ -82,19 +80,6 @@ def in_far_directory(own_node, directory):
         lambda: f"it is on far memory: {tiers(node)}",
     )
     return node, function
-
-
-def files_of(node, directory):
-    """The node's descriptors of files in a directory."""
-    device = os.stat(directory).st_dev
-    found = []
-    for link in Path(f"/proc/{node.process.pid}/fd").iterdir():
-        # Others come and go.
-        with contextlib.suppress(OSError):
-            status = os.stat(link)
-            if status.st_dev == device and stat.S_ISREG(status.st_mode):
-                found.append(link)
-    return found
 
 
 def maps_it(node, directory):

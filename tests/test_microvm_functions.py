@@ -13,7 +13,7 @@ import requests
 
 from harness import victims
 from harness.node import PATIENCE, Function, wait_until
-from harness.tiers import place, tiers
+from harness.tiers import files_of, place, tiers
 
 HELLO = Path(__file__).parent.parent / "examples/hello-python"
 # A directory with a prepared kernel and an image of a root, where machines can be had.
@@ -354,9 +354,8 @@ def test_machines_on_far_memory(own_node, tmp_path):
         wait_until(lambda: place(clone)["tier"] == "far", lambda: f"it is on far memory: {tiers(node)}")
         assert call("fork") == "fork"
         assert place(clone)["tier"] == "far"
-        for file in directory.rglob("*"):
-            if file.is_file():
-                os.truncate(file, 0)
+        [file] = files_of(node, directory)
+        os.truncate(file, 0)
         assert call() in ("restore", "fork", "cold")
         assert call() in ("restore", "fork")
         assert "far memory" in clone.describe()["snapshot"]["far_problem"]

@@ -1,7 +1,11 @@
 """Functions whose memory is worth moving, and where the node says that it is."""
 
+import contextlib
+import os
 import random
+import stat
 import threading
+from pathlib import Path
 
 import requests
 
@@ -91,3 +95,16 @@ def call_concurrently(functions, rounds, whole=False, seed=1):
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def files_of(node, directory):
+    """The node's descriptors of files in a directory."""
+    device = os.stat(directory).st_dev
+    found = []
+    for link in Path(f"/proc/{node.process.pid}/fd").iterdir():
+        # Others come and go.
+        with contextlib.suppress(OSError):
+            status = os.stat(link)
+            if status.st_dev == device and stat.S_ISREG(status.st_mode):
+                found.append(link)
+    return found
