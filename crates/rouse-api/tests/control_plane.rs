@@ -30,20 +30,7 @@ impl Boot for NoSandboxes {
     fn cold<'a>(&'a self, _: &'a LaunchSpec) -> BoxFuture<'a, Result<Booted, BootError>> {
         refused()
     }
-    fn restore<'a>(
-        &'a self,
-        _: &'a LoadedImage,
-        _: &'a LaunchSpec,
-    ) -> BoxFuture<'a, Result<Booted, BootError>> {
-        refused()
-    }
-    fn fork<'a>(
-        &'a self,
-        _: &'a LoadedImage,
-        _: &'a LaunchSpec,
-    ) -> BoxFuture<'a, Result<Booted, BootError>> {
-        refused()
-    }
+
     fn checkpoint<'a>(
         &'a self,
         _: Box<dyn Live>,
@@ -53,6 +40,7 @@ impl Boot for NoSandboxes {
     ) -> BoxFuture<'a, Result<CheckpointReport, BootError>> {
         refused()
     }
+
     fn load<'a>(
         &'a self,
         _: &'a Path,

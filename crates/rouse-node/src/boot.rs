@@ -1,13 +1,15 @@
 //! What the node needs from a kind of sandbox: start instances, take snapshots.
 //!
-//! The node knows instances only by these traits. [`rouse_process::launcher::Launcher`] is the kind for
-//! processes (`process`), [`microvm::MicroVms`] that for virtual machines. A node has [`Sandboxes`].
+//! The node knows instances only by these traits: [`Boot`] is a kind of sandbox, [`Snapshot`] what it has loaded, and [`Live`] what
+//! was started. [`rouse_process::launcher::Launcher`] is the kind for processes (`process`), [`microvm::MicroVms`] that for virtual
+//! machines. A node has [`Sandboxes`].
 
 mod by_kind;
 pub mod microvm;
 mod parked;
 mod process;
 mod sandboxes;
+mod snapshot;
 
 use std::any::Any;
 use std::future::Future;
@@ -19,21 +21,19 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rouse_pool::FarMemory;
 use rouse_pool::cost::CostInputs;
 use rouse_pool::keeper::{PageFault, PagerStats};
 use rouse_process::instance::{BootPath, ExitReason, Failure, LaunchSpec, MemoryUse, Stage};
 use rouse_process::launcher::{CheckpointReport, Residency, StockCounts};
-use rouse_process::memory_report::MemoryReport;
-use rouse_process::working_set::WorkingSetReport;
 use rouse_sandbox::Limits;
-use tokio::sync::{Notify, RwLock, mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::refusal::chain;
 
 pub(crate) use by_kind::ByKind;
 pub use parked::ParkedStream;
 pub use sandboxes::Sandboxes;
+pub use snapshot::{ImageUse, LoadedImage, Snapshot};
 
 /// A boxed future: one allocation for a boot, which makes the trait usable as an object.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -143,21 +143,6 @@ pub struct Booted {
     pub exit: watch::Receiver<Option<ExitReason>>,
 }
 
-/// A loaded snapshot.
-#[derive(Clone)]
-pub struct LoadedImage {
-    /// Known only to the kind of sandbox that loaded it.
-    pub inner: Arc<dyn Any + Send + Sync>,
-    /// Pages in the pool image.
-    pub pool_pages: u64,
-    /// Pages of address space that the snapshot maps.
-    pub mapped_pages: u64,
-    /// Of these, pages that are mapped from the snapshot that this one is a delta of.
-    pub parent_pages: u64,
-    /// Held for reading by whoever needs all of its pages to stay in memory, for writing while they leave it.
-    pub stays: Arc<RwLock<()>>,
-}
-
 /// What copies of a live instance are made of.
 #[derive(Clone)]
 pub struct Branch {
@@ -178,25 +163,6 @@ pub enum BranchError {
     Ended(String),
 }
 
-/// What an image holds where.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct ImageUse {
-    /// Pages of its own pool that are in memory.
-    pub resident_pages: u64,
-    /// Of these, pages that lie on far memory.
-    pub far_pages: u64,
-    /// Pages that lie in pages of 2 MiB.
-    pub huge_pages: u64,
-    /// Pages that stay as long as the image is loaded.
-    pub wired_pages: u64,
-    /// Pages that a call touches, as far as it is known.
-    pub hot_pages: u64,
-    /// Bytes of its pool on disk.
-    pub stored_bytes: u64,
-    /// Bytes of these that are in memory.
-    pub compressed_bytes: u64,
-}
-
 /// A kind of sandbox.
 pub trait Boot: Send + Sync + 'static {
     /// Why a function with so much memory cannot be run, if so.
@@ -208,45 +174,6 @@ pub trait Boot: Send + Sync + 'static {
     }
     /// Starts the runtime from nothing.
     fn cold<'a>(&'a self, spec: &'a LaunchSpec) -> BoxFuture<'a, Result<Booted, BootError>>;
-    /// Starts an instance from the snapshot, in a blank process.
-    fn restore<'a>(
-        &'a self,
-        image: &'a LoadedImage,
-        spec: &'a LaunchSpec,
-    ) -> BoxFuture<'a, Result<Booted, BootError>>;
-    /// The same, for invocations: what it touches may be watched.
-    fn restore_to_invoke<'a>(
-        &'a self,
-        image: &'a LoadedImage,
-        spec: &'a LaunchSpec,
-    ) -> BoxFuture<'a, Result<Booted, BootError>> {
-        self.restore(image, spec)
-    }
-    /// Starts an instance as a clone of the image's parked template.
-    fn fork<'a>(
-        &'a self,
-        image: &'a LoadedImage,
-        spec: &'a LaunchSpec,
-    ) -> BoxFuture<'a, Result<Booted, BootError>>;
-    /// Takes an instance that was made ahead. Without one: makes it if `make` says so, else there is none.
-    fn parked<'a>(
-        &'a self,
-        _image: &'a LoadedImage,
-        _spec: &'a LaunchSpec,
-        _make: bool,
-    ) -> BoxFuture<'a, Result<Option<Booted>, BootError>> {
-        Box::pin(async { Ok(None) })
-    }
-    /// From now on has so many instances made ahead, as long as all pages of the image are in memory.
-    fn set_parked(&self, _image: &LoadedImage, _spec: &LaunchSpec, _target: usize) {}
-    /// Instances that were made ahead and wait.
-    fn parked_count(&self, _image: &LoadedImage) -> usize {
-        0
-    }
-    /// Can instances of this snapshot be put back to it?
-    fn can_rewind(&self, _image: &LoadedImage) -> bool {
-        true
-    }
     /// Puts an instance of a snapshot that has answered back to it, and keeps it for a later request: for `keep`, beside
     /// at most `most - 1` others. The node serves none of its channels any more. After an error it has been ended.
     fn rewind<'a>(
@@ -257,20 +184,6 @@ pub trait Boot: Send + Sync + 'static {
     ) -> BoxFuture<'a, Result<(), BootError>> {
         Box::pin(async { Err(BootError::new("this kind of sandbox cannot be rewound")) })
     }
-    /// Takes an instance that was rewound and kept, if there is one.
-    fn rewound(
-        &self,
-        _image: &LoadedImage,
-        _spec: &LaunchSpec,
-    ) -> Result<Option<Booted>, BootError> {
-        Ok(None)
-    }
-    /// Instances that were rewound and wait.
-    fn rewound_count(&self, _image: &LoadedImage) -> usize {
-        0
-    }
-    /// Ends the instances that were rewound and wait.
-    fn end_rewound(&self, _image: &LoadedImage) {}
     /// Stops the instance, writes its snapshot to `dir` (which must not exist), and ends it.
     fn checkpoint<'a>(
         &'a self,
@@ -329,34 +242,18 @@ pub trait Boot: Send + Sync + 'static {
     ) -> BoxFuture<'a, Result<CheckpointReport, BootError>> {
         Box::pin(async { Err(BootError::new("there are no templates")) })
     }
-    /// What is made of a template from now on does not save pages that the specimen has, as long as that is loaded.
-    fn share_specimen(&self, _template: &LoadedImage, _specimen: &LoadedImage) {}
-    /// Is a restore of this image to be preferred to a fork just now? Only in a restore can be seen which pages are
-    /// really needed.
-    fn prefers_restore(&self, _image: &LoadedImage) -> bool {
-        false
-    }
-    /// How well the pages that an invocation touches are predicted.
-    fn working_set(&self, _image: &LoadedImage) -> Option<WorkingSetReport> {
-        None
-    }
+    /// Loads and verifies a snapshot, which may be a delta of one of `ancestors`.
+    fn load<'a>(
+        &'a self,
+        dir: &'a Path,
+        ancestors: &'a [LoadedImage],
+        residency: Residency,
+    ) -> BoxFuture<'a, Result<LoadedImage, BootError>>;
     /// From now on decides by these costs.
     fn set_costs(&self, _costs: &CostInputs) {}
-    /// What the snapshot holds where. Looks only; takes some microseconds.
-    fn image_use(&self, _image: &LoadedImage) -> ImageUse {
-        ImageUse::default()
-    }
-    /// Pages in memory of all images that can be emptied, whoever uses them.
+    /// Pages in memory of all snapshots that can be emptied, whoever uses them.
     fn pages_held(&self) -> u64 {
         0
-    }
-    /// Are all pages in memory to stay, of this image and of those that it descends from? Only then it can be forked.
-    fn is_resident(&self, _image: &LoadedImage) -> bool {
-        true
-    }
-    /// Was the snapshot stored anew since it was loaded? Then it has to be loaded again before pages are let go of.
-    fn is_stale(&self, _image: &LoadedImage) -> bool {
-        false
     }
     /// Why no instance can be started any more, in sentences. Empty as long as all is well.
     fn problems(&self) -> Vec<&'static str> {
@@ -374,44 +271,8 @@ pub trait Boot: Send + Sync + 'static {
     fn shortage(&self) -> Arc<Notify> {
         Arc::default()
     }
-    /// What makes the image useless, if something was found.
-    fn problem(&self, _image: &LoadedImage) -> Option<String> {
-        None
-    }
-    /// Brings all pages into memory, to stay: to near memory, or to far memory but for those that calls touch.
-    fn make_resident<'a>(
-        &'a self,
-        _image: &'a LoadedImage,
-        _far: Option<FarMemory>,
-    ) -> BoxFuture<'a, Result<(), BootError>> {
-        Box::pin(async { Ok(()) })
-    }
-    /// Lets pages go, as far as nobody relies on them, and returns how many are left. With `compressed`, what is on disk
-    /// of them is kept in memory.
-    fn release<'a>(
-        &'a self,
-        _image: &'a LoadedImage,
-        _compressed: bool,
-    ) -> BoxFuture<'a, Result<u64, BootError>> {
-        Box::pin(async { Ok(0) })
-    }
-    /// Why its pages had to leave far memory, the last time they had to.
-    fn far_problem(&self, _image: &LoadedImage) -> Option<String> {
-        None
-    }
-    /// What the snapshot's memory is made of. Blocks for a millisecond or so.
-    fn memory(&self, _image: &LoadedImage) -> Option<MemoryReport> {
-        None
-    }
     /// Gives back what removed snapshots have left. Waits for what is being written.
     fn collect(&self) -> BoxFuture<'_, Result<(), BootError>> {
         Box::pin(async { Ok(()) })
     }
-    /// Loads and verifies a snapshot, which may be a delta of one of `ancestors`.
-    fn load<'a>(
-        &'a self,
-        dir: &'a Path,
-        ancestors: &'a [LoadedImage],
-        residency: Residency,
-    ) -> BoxFuture<'a, Result<LoadedImage, BootError>>;
 }

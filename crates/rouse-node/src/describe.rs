@@ -178,7 +178,7 @@ impl Node {
     pub(crate) fn instances_of(&self, function: &Function) -> Instances {
         let revision = function.serving();
         let parked = revision.map_or(0, |revision| match revision.snapshot() {
-            SnapshotStatus::Ready(ready) => self.boot.parked_count(&ready.image),
+            SnapshotStatus::Ready(ready) => ready.image.parked_count(),
             _ => 0,
         });
         Instances {
@@ -204,7 +204,7 @@ impl Node {
             Some(SnapshotStatus::Stored(stored)) => stored_snapshot(&stored),
             Some(SnapshotStatus::Ready(ready)) => SnapshotDescription {
                 state: "ready",
-                residency: Some(match self.boot.is_resident(&ready.image) {
+                residency: Some(match ready.image.is_resident() {
                     true => "resident",
                     false => "loaded",
                 }),
@@ -212,7 +212,7 @@ impl Node {
                 fork_problem: revision
                     .as_ref()
                     .and_then(|revision| revision.fork_problem()),
-                far_problem: self.boot.far_problem(&ready.image),
+                far_problem: ready.image.far_problem(),
                 point: Some(ready.record.point.name()),
                 taken_at: Some(rfc3339_ms(ready.record.taken_at_ms)),
                 pages: Some(ready.image.mapped_pages),
@@ -229,7 +229,7 @@ impl Node {
                         template,
                         pages: ready.image.parent_pages,
                     }),
-                working_set: self.boot.working_set(&ready.image),
+                working_set: ready.image.working_set(),
             },
         };
         let counters = &function.counters;
@@ -265,8 +265,7 @@ impl Node {
         let found = self.usable_snapshot(&function, &revision).await;
         let ready = found.ok_or_else(|| no_snapshot(&revision))?;
         let image = ready.image.clone();
-        let boot = Arc::clone(&self.boot);
-        let report = tokio::task::spawn_blocking(move || boot.memory(&image)).await;
+        let report = tokio::task::spawn_blocking(move || image.memory()).await;
         report.ok().flatten().ok_or_else(|| {
             Refusal::Service("This kind of sandbox does not tell about its memory.".into())
         })

@@ -267,9 +267,9 @@ async fn attempt(
     let booted = match template {
         Some(template) => {
             // Of an instance whose pages may be absent no snapshot can be taken.
-            let resident = with_all_pages(node, &template.image).await;
+            let resident = with_all_pages(&template.image).await;
             resident.map_err(|e| Failed::Platform(format!("The template has no memory: {e}")))?;
-            node.boot.restore(&template.image, spec).await
+            template.image.restore(spec).await
         }
         None => boot.cold(spec).await,
     }
@@ -409,10 +409,10 @@ fn ancestors(template: Option<&Template>) -> Vec<LoadedImage> {
 }
 
 /// Brings all pages into memory, unless they are there already, near or far.
-pub(super) async fn with_all_pages(node: &Node, image: &LoadedImage) -> Result<(), BootError> {
-    match node.boot.is_resident(image) {
+pub(super) async fn with_all_pages(image: &LoadedImage) -> Result<(), BootError> {
+    match image.is_resident() {
         true => Ok(()),
-        false => node.boot.make_resident(image, None).await,
+        false => image.make_resident(None).await,
     }
 }
 

@@ -107,7 +107,7 @@ fn step(node: &Arc<Node>, before: bool) -> bool {
             true => ready_wanted.saturating_sub(function.idle_count()),
             false => ready_wanted,
         };
-        let written = node.boot.working_set(&ready.image);
+        let written = ready.image.working_set();
         let pages = written.map_or(0, |report| report.predicted_written);
         wishes.push(Wish {
             rate: match ready_wanted {
@@ -133,14 +133,14 @@ fn step(node: &Arc<Node>, before: bool) -> bool {
     };
     for (one, target) in all.iter().zip(share(budget, &wishes)) {
         let spec = &one.revision.launches.snapshot;
-        if node.boot.parked_count(&one.ready.image) > target {
+        if one.ready.image.parked_count() > target {
             tracing::debug!(
                 function = one.function.key,
                 target,
                 "fewer instances stay parked"
             );
         }
-        node.boot.set_parked(&one.ready.image, spec, target);
+        one.ready.image.set_parked(spec, target);
     }
     any
 }
@@ -171,8 +171,8 @@ impl Node {
             };
             if let SnapshotStatus::Ready(ready) = revision.snapshot() {
                 let spec = &revision.launches.snapshot;
-                self.boot.set_parked(&ready.image, spec, 0);
-                self.boot.end_rewound(&ready.image);
+                ready.image.set_parked(spec, 0);
+                ready.image.end_rewound();
             }
         }
     }

@@ -62,7 +62,7 @@ pub(super) async fn run(
     events: Vec<Event>,
 ) -> Result<(), String> {
     let spec = &revision.launches.snapshot;
-    let booted = node.boot.restore_to_invoke(image, spec).await;
+    let booted = image.restore_to_invoke(spec).await;
     let booted = booted.map_err(|error| error.to_string())?;
     let version = &revision.record.version;
     let mut events = events.into_iter();

@@ -59,10 +59,10 @@ async fn once(
     let booted = match path {
         BootPath::Fork => {
             // Those of its template, too.
-            with_all_pages(node, image).await?;
-            node.boot.fork(image, spec).await
+            with_all_pages(image).await?;
+            image.fork(spec).await
         }
-        _ => node.boot.restore(image, spec).await,
+        _ => image.restore(spec).await,
     }?;
     let restored = Runner::restored(
         booted,

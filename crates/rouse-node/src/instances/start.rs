@@ -166,15 +166,15 @@ impl Node {
         };
         let (image, mut runner) = match source {
             Source::Branch(image) => {
-                let booted = self.boot.restore(image, spec).await.map_err(|e| e.reason)?;
+                let booted = image.restore(spec).await.map_err(|e| e.reason)?;
                 (Some(image), waiting(booted, WakesAs::Copy)?)
             }
             Source::Snapshot(Some((image, SnapshotPoint::InvocationNext))) => {
-                let booted = self.boot.restore(image, spec).await.map_err(|e| e.reason)?;
+                let booted = image.restore(spec).await.map_err(|e| e.reason)?;
                 (Some(image), waiting(booted, WakesAs::New)?)
             }
             Source::Snapshot(Some((image, point))) => {
-                let booted = self.boot.restore(image, spec).await.map_err(|e| e.reason)?;
+                let booted = image.restore(spec).await.map_err(|e| e.reason)?;
                 let revision = Arc::clone(revision);
                 let restored = Runner::restored(booted, revision, *point, None, log, count);
                 let runner = restored.map_err(served)?.runner;

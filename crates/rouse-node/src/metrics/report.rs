@@ -192,7 +192,7 @@ fn report(node: &Node) -> NodeReport {
         .map(|state| (state, 0))
         .collect();
     for one in &all {
-        *snapshots.entry(snapshot_state(node, one)).or_default() += 1;
+        *snapshots.entry(snapshot_state(one)).or_default() += 1;
     }
     let has_other = functions.iter().any(|one| !one.is_labelled);
     let other = TallyReport::from(&*node.metrics.other);
@@ -250,11 +250,11 @@ fn function(node: &Node, function: &Arc<Function>) -> FunctionReport {
 /// What [`snapshot_state`] says.
 const SNAPSHOT_STATES: [&str; 5] = ["pending", "stored", "loaded", "resident", "failed"];
 
-fn snapshot_state(node: &Node, function: &Function) -> &'static str {
+fn snapshot_state(function: &Function) -> &'static str {
     match function.serving().map(|revision| revision.snapshot()) {
         None | Some(SnapshotStatus::Pending { .. }) => "pending",
         Some(SnapshotStatus::Stored(_)) => "stored",
-        Some(SnapshotStatus::Ready(ready)) => match node.boot.is_resident(&ready.image) {
+        Some(SnapshotStatus::Ready(ready)) => match ready.image.is_resident() {
             true => "resident",
             false => "loaded",
         },

@@ -39,7 +39,7 @@ impl Node {
         residency: Residency,
     ) -> Option<Arc<ReadySnapshot>> {
         match revision.snapshot() {
-            SnapshotStatus::Ready(ready) => match self.boot.problem(&ready.image) {
+            SnapshotStatus::Ready(ready) => match ready.image.problem() {
                 None => Some(ready),
                 Some(problem) => {
                     self.condemn(function, revision, &ready, problem);
@@ -91,7 +91,7 @@ impl Node {
                         is_checked: true,
                         mapped_pages: Some(image.mapped_pages),
                         parent_pages: image.parent_pages,
-                        working_set: self.boot.working_set(&image),
+                        working_set: image.working_set(),
                         ..StoredSnapshot::clone(&stored)
                     })));
                     drop_aside(image);
@@ -170,7 +170,7 @@ impl Node {
             rebuilt_because: ready.rebuilt_because.clone(),
             mapped_pages: Some(ready.image.mapped_pages),
             parent_pages: ready.image.parent_pages,
-            working_set: self.boot.working_set(&ready.image),
+            working_set: ready.image.working_set(),
             is_checked: true,
         }));
         if revision.replace_ready(ready, stored) {

@@ -160,7 +160,7 @@ async fn step(node: &Arc<Node>) -> bool {
     };
     let loaded = &found.functions;
     for one in loaded {
-        if let Some(problem) = node.boot.problem(&one.ready.image) {
+        if let Some(problem) = one.ready.image.problem() {
             node.condemn(&one.function, &one.revision, &one.ready, problem);
         }
     }
@@ -225,7 +225,7 @@ fn gather(node: &Node) -> Everything {
         let heat = node.heat_of(&function, now);
         let is_in_use = function.counters.instances.load(Ordering::Relaxed) > function.idle_count()
             && revision.was_released_within(RELEASE_PAUSE);
-        let (candidate, near_pages) = candidate(node, &ready.image, heat, is_in_use);
+        let (candidate, near_pages) = candidate(&ready.image, heat, is_in_use);
         held += near_pages;
         loaded.push(Loaded {
             function,
@@ -247,16 +247,16 @@ fn gather(node: &Node) -> Everything {
 }
 
 /// A snapshot as the policy sees it, and its pages in near memory.
-fn candidate(node: &Node, image: &LoadedImage, heat: Reading, is_in_use: bool) -> (Candidate, u64) {
-    let usage = node.boot.image_use(image);
+fn candidate(image: &LoadedImage, heat: Reading, is_in_use: bool) -> (Candidate, u64) {
+    let usage = image.image_use();
     let near_pages = usage.resident_pages.saturating_sub(usage.far_pages);
     let candidate = Candidate {
         heat,
-        is_resident: node.boot.is_resident(image),
+        is_resident: image.is_resident(),
         is_in_use,
         is_compressed: usage.compressed_bytes > 0,
         is_far: usage.far_pages > 0,
-        is_stale: node.boot.is_stale(image),
+        is_stale: image.is_stale(),
         resident_pages: usage.resident_pages,
         wired_pages: usage.wired_pages,
         left_behind: match usage.far_pages >= image.pool_pages {
@@ -299,18 +299,18 @@ async fn move_pages(node: &Node, name: &str, image: &LoadedImage, action: Action
             };
             tracing::debug!(name, ?action, "its pages leave the memory");
             let compress = action == Action::Compress;
-            node.boot.release(image, compress).await.map(drop)
+            image.release(compress).await.map(drop)
         }
         Action::Promote => {
             tracing::debug!(name, "all its pages come into memory");
-            node.boot.make_resident(image, None).await
+            image.make_resident(None).await
         }
         Action::PlaceFar => {
             tracing::debug!(name, "its pages come to far memory");
             match node.residency.far.memory() {
                 None => return,
                 Some(far) => {
-                    let placed = node.boot.make_resident(image, Some(far)).await;
+                    let placed = image.make_resident(Some(far)).await;
                     placed.inspect_err(|_| node.residency.far.has_failed())
                 }
             }

@@ -157,7 +157,7 @@ fn place_of(
     candidate: &Candidate,
     decision: &Decision,
 ) -> FunctionPlace {
-    let usage = node.boot.image_use(image);
+    let usage = image.image_use();
     let inputs = node.residency.inputs();
     let subject = super::plan::subject_of(candidate);
     FunctionPlace {

@@ -43,7 +43,7 @@ pub(super) fn gather(node: &Node, functions: &[Loaded]) -> Vec<LoadedTemplate> {
         let heat = together(indices.iter().map(|index| functions[*index].candidate.heat));
         // By instances that run, whether their functions are still loaded or not.
         let is_in_use = template.was_released_within(RELEASE_PAUSE);
-        let (candidate, near_pages) = candidate(node, &template.image, heat, is_in_use);
+        let (candidate, near_pages) = candidate(&template.image, heat, is_in_use);
         LoadedTemplate {
             template,
             candidate,

@@ -216,7 +216,7 @@ impl Node {
         let record = function.record();
         let requested = record.serving.provisioned.unwrap_or(0);
         let parked = match function.serving().map(|revision| revision.snapshot()) {
-            Some(SnapshotStatus::Ready(ready)) => self.boot.parked_count(&ready.image),
+            Some(SnapshotStatus::Ready(ready)) => ready.image.parked_count(),
             _ => 0,
         };
         let there = self.busy_of(function) + function.idle_count() + parked;

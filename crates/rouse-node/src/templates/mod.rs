@@ -188,8 +188,7 @@ impl Node {
         let mut state = slot.lock().await;
         // One that was removed would take its descendants with it at the next start.
         let is_there = |template: &Template| {
-            self.template_directory(&plan.name).exists()
-                && self.boot.problem(&template.image).is_none()
+            self.template_directory(&plan.name).exists() && template.image.problem().is_none()
         };
         let known = match &*state {
             State::Ready {
@@ -241,7 +240,7 @@ impl Node {
         let slot = self.templates.slot(parent);
         let mut state = slot.lock().await;
         if let State::Ready { template, .. } = &*state
-            && self.boot.problem(&template.image).is_none()
+            && template.image.problem().is_none()
         {
             return Some(template.clone());
         }

@@ -47,7 +47,7 @@ impl Node {
                 tracing::warn!(template = plan.name, reason, "a template has no specimen");
             })
             .ok()?;
-        self.boot.share_specimen(template, &specimen);
+        template.share_specimen(&specimen);
         Some(specimen)
     }
 
@@ -79,7 +79,7 @@ impl Node {
         let directory = self.template_directory(&specimen_name(&plan.name));
         // What was there could not be used.
         remove_directory(directory.clone()).await;
-        let booted = self.boot.restore(template, spec).await;
+        let booted = template.restore(spec).await;
         let booted = booted.map_err(|error| error.to_string())?;
         let answer = server::template_answer(spec);
         let mut process = Attended::new(booted, Session::started(true), Some(answer))?;

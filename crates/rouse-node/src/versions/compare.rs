@@ -42,7 +42,7 @@ pub async fn compare(
 ) -> Result<Comparison, String> {
     for one in contenders {
         // Otherwise the one whose pages lie on disk would be measured with the disk.
-        let placed = node.boot.make_resident(one.image, None).await;
+        let placed = one.image.make_resident(None).await;
         placed.map_err(|error| format!("its pages could not be brought into memory: {error}"))?;
     }
     let mut times = [Vec::new(), Vec::new()];
@@ -64,7 +64,7 @@ pub async fn compare(
     let figures = |one: Contender<'_>, times: &mut Vec<Duration>| Figures {
         p50_us: median(times),
         stored_bytes: one.record.disk_bytes,
-        working_set_bytes: node.boot.image_use(one.image).hot_pages * PAGE_SIZE,
+        working_set_bytes: one.image.image_use().hot_pages * PAGE_SIZE,
     };
     let [current, candidate] = contenders;
     let [current_times, candidate_times] = &mut times;
@@ -87,7 +87,7 @@ async fn sample(
     let event = warm_up::event(node, revision, payload);
     let timeout = event.timeout;
     let begin = Instant::now();
-    let booted = node.boot.restore(one.image, &revision.launches.snapshot);
+    let booted = one.image.restore(&revision.launches.snapshot);
     let booted = booted.await.map_err(|error| error.to_string())?;
     let restored = Runner::restored(
         booted,

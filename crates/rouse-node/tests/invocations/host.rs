@@ -12,7 +12,9 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use rouse_node::boot::{ApiListener, Boot, BootError, Booted, BoxFuture, Live, LoadedImage};
+use rouse_node::boot::{
+    ApiListener, Boot, BootError, Booted, BoxFuture, Live, LoadedImage, Snapshot,
+};
 use rouse_process::instance::{BootPath, ExitReason, LaunchSpec, MemoryUse, Stage};
 use rouse_process::launcher::{CheckpointReport, Residency};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -191,33 +193,29 @@ fn outside(faults: &Faults) -> Result<(), BootError> {
     }
 }
 
+struct HostSnapshot(HostBoot);
+
+impl Snapshot for HostSnapshot {
+    fn restore<'a>(&'a self, spec: &'a LaunchSpec) -> BoxFuture<'a, Result<Booted, BootError>> {
+        Box::pin(async {
+            fault(&self.0.faults.restore, "no restore today")?;
+            outside(&self.0.faults)?;
+            start_blocking(&self.0, spec, BootPath::Restore).await
+        })
+    }
+
+    fn fork<'a>(&'a self, spec: &'a LaunchSpec) -> BoxFuture<'a, Result<Booted, BootError>> {
+        Box::pin(async {
+            fault(&self.0.faults.fork, "no fork today")?;
+            outside(&self.0.faults)?;
+            start_blocking(&self.0, spec, BootPath::Fork).await
+        })
+    }
+}
+
 impl Boot for HostBoot {
     fn cold<'a>(&'a self, spec: &'a LaunchSpec) -> BoxFuture<'a, Result<Booted, BootError>> {
         Box::pin(start_blocking(self, spec, BootPath::Cold))
-    }
-
-    fn restore<'a>(
-        &'a self,
-        _: &'a LoadedImage,
-        spec: &'a LaunchSpec,
-    ) -> BoxFuture<'a, Result<Booted, BootError>> {
-        Box::pin(async move {
-            fault(&self.faults.restore, "no restore today")?;
-            outside(&self.faults)?;
-            start_blocking(self, spec, BootPath::Restore).await
-        })
-    }
-
-    fn fork<'a>(
-        &'a self,
-        _: &'a LoadedImage,
-        spec: &'a LaunchSpec,
-    ) -> BoxFuture<'a, Result<Booted, BootError>> {
-        Box::pin(async move {
-            fault(&self.faults.fork, "no fork today")?;
-            outside(&self.faults)?;
-            start_blocking(self, spec, BootPath::Fork).await
-        })
     }
 
     fn checkpoint<'a>(
@@ -251,7 +249,7 @@ impl Boot for HostBoot {
         Box::pin(async move {
             match fs::read(dir.join("manifest")) {
                 Ok(text) if text == b"good" => Ok(LoadedImage {
-                    inner: Arc::new(()),
+                    inner: Arc::new(HostSnapshot(self.clone())),
                     pool_pages: 1,
                     mapped_pages: 2,
                     parent_pages: 0,

@@ -12,10 +12,12 @@ use rouse_snapshot::model::PAGE_SIZE;
 use rouse_vmm::agent;
 
 use super::image::{MachineImage, Parent, Parts};
-use super::live::{Machine, PauseError, SharedVmm, State};
+use super::live::{Machine, SharedVmm};
+use super::loaded::loaded;
 use super::seals::Seal;
 use super::snapshot::{find_parent, write};
-use super::{BootError, Inner, LoadedImage};
+use super::state::{PauseError, State};
+use super::{BootError, Inner};
 use crate::boot::{Branch, BranchError};
 use crate::refusal::chain;
 
@@ -39,7 +41,7 @@ impl Original {
 impl Inner {
     /// Takes a snapshot in memory of a machine whose function waits for an event. Blocks.
     pub(super) fn branch(
-        &self,
+        self: &Arc<Self>,
         original: &Original,
         spec: &LaunchSpec,
     ) -> Result<Branch, BranchError> {
@@ -76,7 +78,7 @@ impl Inner {
             BranchError::Refused("its snapshot refers to what it was not made of".to_owned())
         })?;
         let identity = agent::fresh().map_err(|error| BranchError::Refused(chain(&error)))?;
-        let (pool_pages, mapped_pages) = (snapshot.pool_pages, snapshot.hardware.memory_pages);
+        let pool_pages = snapshot.pool_pages;
         let parts = Parts {
             snapshot,
             // No other pool is called so.
@@ -96,13 +98,7 @@ impl Inner {
                 saved_pages: pool_pages,
                 stored_bytes: 0,
             },
-            image: LoadedImage {
-                parent_pages: image.template_pages(),
-                inner: image,
-                pool_pages,
-                mapped_pages,
-                stays: Arc::default(),
-            },
+            image: loaded(self, image),
         })
     }
 }

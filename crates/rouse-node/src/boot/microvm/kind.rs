@@ -5,37 +5,21 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rouse_pool::FarMemory;
-use rouse_pool::memory::ImageMemory;
-use rouse_process::instance::{BootPath, LaunchSpec};
-use rouse_process::launcher::{CheckpointReport, PoolOwner, Residency};
-use rouse_process::memory_report::MemoryReport;
-use rouse_process::working_set::WorkingSetReport;
+use rouse_process::instance::LaunchSpec;
+use rouse_process::launcher::{CheckpointReport, Residency};
 use rouse_sandbox::Limits;
 use tokio::runtime::Handle;
 
 use super::branch::Original;
-use super::image::MachineImage;
 use super::live::Machine;
+use super::loaded::{image_of, loaded};
 use super::{MicroVms, memory, supervisor};
-use crate::boot::{
-    Boot, BootError, Booted, BoxFuture, Branch, BranchError, ImageUse, Live, LoadedImage,
-};
-
-/// Is it a machine's?
-pub(in crate::boot) fn is_machine_image(image: &LoadedImage) -> bool {
-    image.inner.is::<MachineImage>()
-}
+use crate::boot::{Boot, BootError, Booted, BoxFuture, Branch, BranchError, Live, LoadedImage};
 
 /// Is it a machine?
 pub(in crate::boot) fn is_machine(live: &dyn Live) -> bool {
     let live: &dyn Any = live;
     live.is::<Machine>()
-}
-
-fn image_of(image: &LoadedImage) -> Result<Arc<MachineImage>, BootError> {
-    let image = Arc::clone(&image.inner).downcast();
-    image.map_err(|_| BootError::new("the snapshot was loaded by another kind of sandbox"))
 }
 
 fn machine_of(live: Box<dyn Live>) -> Result<Box<Machine>, BootError> {
@@ -44,17 +28,8 @@ fn machine_of(live: Box<dyn Live>) -> Result<Box<Machine>, BootError> {
     machine.map_err(|_| BootError::new("the instance was started by another kind of sandbox"))
 }
 
-/// A copy that waits no longer.
-fn in_use(mut booted: Booted) -> Booted {
-    let live: &mut dyn Any = &mut *booted.live;
-    if let Some(machine) = live.downcast_mut::<Machine>() {
-        machine.take_into_use();
-    }
-    booted
-}
-
 /// What blocks runs elsewhere.
-async fn aside<T: Send + 'static>(
+pub(super) async fn aside<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, BootError> + Send + 'static,
 ) -> Result<T, BootError> {
     let done = tokio::task::spawn_blocking(work).await;
@@ -75,50 +50,6 @@ async fn written(
             state.kill();
             Err(BootError::new("the machine was not written down in time"))
         }
-    }
-}
-
-impl MicroVms {
-    /// Starts a copy.
-    fn copy<'a>(
-        &'a self,
-        image: &'a LoadedImage,
-        spec: &'a LaunchSpec,
-        path: BootPath,
-    ) -> BoxFuture<'a, Result<Booted, BootError>> {
-        let (inner, spec, tasks) = (Arc::clone(&self.0), spec.clone(), Handle::current());
-        let image = image_of(image);
-        Box::pin(async move {
-            let image = image?;
-            aside(move || inner.restore(&image, &spec, path, &tasks)).await
-        })
-    }
-
-    /// Makes copies that wait, one after the other, as long as some are missing and all pages of the snapshot are in memory.
-    fn park(&self, image: &Arc<MachineImage>, spec: &LaunchSpec) {
-        // What is learnt of a machine changes where its pages are, and nothing of those that wait.
-        if !image.is_resident() || !image.copies.begin(|_| true) {
-            return;
-        }
-        let (kind, spec, tasks) = (self.clone(), spec.clone(), Handle::current());
-        let weak = Arc::downgrade(image);
-        tasks.clone().spawn_blocking(move || {
-            while let Some(image) = weak.upgrade() {
-                if !image.is_resident() {
-                    return image.copies.give_up();
-                }
-                if !image.copies.goes_on(|_| true) {
-                    return;
-                }
-                match kind.0.restore(&image, &spec, BootPath::Parked, &tasks) {
-                    Ok(booted) => drop(image.copies.put(booted, |_| true)),
-                    Err(error) => {
-                        tracing::warn!(%error, "no machine could be kept parked");
-                        image.copies.failed();
-                    }
-                }
-            }
-        });
     }
 }
 
@@ -161,50 +92,6 @@ impl Boot for MicroVms {
         }))
     }
 
-    fn restore<'a>(
-        &'a self,
-        image: &'a LoadedImage,
-        spec: &'a LaunchSpec,
-    ) -> BoxFuture<'a, Result<Booted, BootError>> {
-        self.copy(image, spec, BootPath::Restore)
-    }
-
-    fn fork<'a>(
-        &'a self,
-        image: &'a LoadedImage,
-        spec: &'a LaunchSpec,
-    ) -> BoxFuture<'a, Result<Booted, BootError>> {
-        self.copy(image, spec, BootPath::Fork)
-    }
-
-    fn parked<'a>(
-        &'a self,
-        image: &'a LoadedImage,
-        spec: &'a LaunchSpec,
-        make: bool,
-    ) -> BoxFuture<'a, Result<Option<Booted>, BootError>> {
-        Box::pin(async move {
-            let machine = image_of(image)?;
-            let taken = machine.copies.take().map(in_use);
-            self.park(&machine, spec);
-            match taken {
-                None if make => self.copy(image, spec, BootPath::Parked).await.map(Some),
-                taken => Ok(taken),
-            }
-        })
-    }
-
-    fn set_parked(&self, image: &LoadedImage, spec: &LaunchSpec, target: usize) {
-        if let Ok(image) = image_of(image) {
-            image.copies.set_target(target);
-            self.park(&image, spec);
-        }
-    }
-
-    fn parked_count(&self, image: &LoadedImage) -> usize {
-        image_of(image).map_or(0, |image| image.copies.parked())
-    }
-
     fn rewind<'a>(
         &'a self,
         live: Box<dyn Live>,
@@ -228,24 +115,6 @@ impl Boot for MicroVms {
             });
             Ok(())
         })
-    }
-
-    fn rewound(
-        &self,
-        image: &LoadedImage,
-        _spec: &LaunchSpec,
-    ) -> Result<Option<Booted>, BootError> {
-        Ok(image_of(image)?.copies.take_rewound().map(in_use))
-    }
-
-    fn rewound_count(&self, image: &LoadedImage) -> usize {
-        image_of(image).map_or(0, |image| image.copies.rewound())
-    }
-
-    fn end_rewound(&self, image: &LoadedImage) {
-        if let Ok(image) = image_of(image) {
-            image.copies.end_all_rewound();
-        }
     }
 
     fn checkpoint<'a>(
@@ -290,69 +159,9 @@ impl Boot for MicroVms {
         let ancestors: Result<Vec<_>, _> = ancestors.iter().map(image_of).collect();
         Box::pin(async move {
             let ancestors = ancestors?;
-            aside(move || inner.load(&dir, &ancestors, residency)).await
+            let machines = Arc::clone(&inner);
+            let image = aside(move || inner.load(&dir, &ancestors, residency)).await?;
+            Ok(loaded(&machines, image))
         })
     }
-
-    fn prefers_restore(&self, image: &LoadedImage) -> bool {
-        image_of(image).is_ok_and(|image| image.is_to_be_observed())
-    }
-
-    fn memory(&self, image: &LoadedImage) -> Option<MemoryReport> {
-        image.inner.downcast_ref().map(MachineImage::memory_report)
-    }
-
-    fn problem(&self, image: &LoadedImage) -> Option<String> {
-        image.inner.downcast_ref().and_then(MachineImage::problem)
-    }
-
-    fn image_use(&self, image: &LoadedImage) -> ImageUse {
-        let image = image.inner.downcast_ref();
-        image.map(MachineImage::image_use).unwrap_or_default()
-    }
-
-    fn working_set(&self, image: &LoadedImage) -> Option<WorkingSetReport> {
-        image.inner.downcast_ref().map(MachineImage::working_set)
-    }
-
-    fn is_resident(&self, image: &LoadedImage) -> bool {
-        image_of(image).is_ok_and(|image| image.is_resident())
-    }
-
-    fn is_stale(&self, image: &LoadedImage) -> bool {
-        memory_of(image).is_ok_and(|memory| memory.is_stale())
-    }
-
-    fn far_problem(&self, image: &LoadedImage) -> Option<String> {
-        let image: Option<&MachineImage> = image.inner.downcast_ref();
-        image.and_then(MachineImage::far_problem)
-    }
-
-    fn make_resident<'a>(
-        &'a self,
-        image: &'a LoadedImage,
-        far: Option<FarMemory>,
-    ) -> BoxFuture<'a, Result<(), BootError>> {
-        let image = image_of(image);
-        Box::pin(async move {
-            let image = image?;
-            aside(move || image.place(far)).await
-        })
-    }
-
-    fn release<'a>(
-        &'a self,
-        image: &'a LoadedImage,
-        compressed: bool,
-    ) -> BoxFuture<'a, Result<u64, BootError>> {
-        let image = image_of(image);
-        Box::pin(async move {
-            let image = image?;
-            aside(move || image.release(compressed)).await
-        })
-    }
-}
-
-fn memory_of(image: &LoadedImage) -> Result<Arc<ImageMemory>, BootError> {
-    image_of(image).map(|image| image.memory())
 }

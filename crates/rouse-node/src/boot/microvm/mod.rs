@@ -11,10 +11,10 @@
 //!
 //! | what | where |
 //! |---|---|
-//! | what the node asks of this kind | `kind.rs` |
+//! | what the node asks of this kind, and of its snapshots | `kind.rs`, `loaded.rs` |
 //! | a VMM process, started ahead, with a user and limits | `ready.rs`, `users.rs`, `prepare.rs` |
 //! | a machine that boots, one that is a copy | `cold.rs`, `restore.rs` |
-//! | its threads in the node, what comes out of it, and what the engine has of it | `supervisor.rs`, `life.rs`, `live.rs` |
+//! | its threads in the node, what comes out of it, what is known of it, and what the engine has of it | `supervisor.rs`, `life.rs`, `state.rs`, `live.rs` |
 //! | a snapshot: written and read, loaded, described | `snapshot.rs`, `image.rs`, `report.rs` |
 //! | a snapshot in memory, of a machine that goes on | `branch.rs` |
 //! | where its pages are | `placement.rs` |
@@ -29,6 +29,7 @@ mod kind;
 mod learning;
 mod life;
 mod live;
+mod loaded;
 mod packages;
 mod placement;
 mod prepare;
@@ -37,6 +38,7 @@ mod report;
 mod restore;
 mod seals;
 mod snapshot;
+mod state;
 mod supervisor;
 mod template;
 mod users;
@@ -51,8 +53,8 @@ use rouse_vmm::image::ImageError;
 use rouse_vmm::kernel::{Kernel, OpenError};
 use rouse_vmm::{MemorySize, host};
 
-use super::{ApiListener, BootError, Booted, LoadedImage};
-pub(super) use kind::{is_machine, is_machine_image};
+use super::{ApiListener, BootError, Booted};
+pub(super) use kind::is_machine;
 use packages::Packages;
 use ready::ReadyVmms;
 use seals::Seals;

@@ -18,7 +18,7 @@ use super::image::{MachineImage, Parent, Parts};
 use super::live::{Machine, SharedVmm};
 use super::prepare::DiskImage;
 use super::seals::{self, Seal};
-use super::{BootError, Inner, LoadedImage, PACKAGE, TENANT};
+use super::{BootError, Inner, PACKAGE, TENANT};
 
 impl Inner {
     /// Writes the machine of a template down, and ends it.
@@ -107,7 +107,7 @@ impl Inner {
         dir: &Path,
         ancestors: &[Arc<MachineImage>],
         residency: Residency,
-    ) -> Result<LoadedImage, BootError> {
+    ) -> Result<Arc<MachineImage>, BootError> {
         let failed = |error: &dyn std::error::Error| BootError::from_error(error);
         let store = self.launcher.store();
         let name = store.name_of(dir).map_err(|error| failed(&error))?;
@@ -148,7 +148,6 @@ impl Inner {
             memory.make_resident().map_err(|error| failed(&error))?;
         }
         let snapshot = stored.snapshot;
-        let (pool_pages, mapped_pages) = (snapshot.pool_pages, snapshot.hardware.memory_pages);
         let parts = Parts {
             stored_bytes: stored
                 .map
@@ -165,13 +164,7 @@ impl Inner {
         };
         let image = Arc::new(MachineImage::new(parts, memory));
         self.launcher.follow(image.clone());
-        Ok(LoadedImage {
-            parent_pages: image.template_pages(),
-            inner: image,
-            pool_pages,
-            mapped_pages,
-            stays: Arc::default(),
-        })
+        Ok(image)
     }
 }
 

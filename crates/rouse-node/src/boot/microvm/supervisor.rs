@@ -22,7 +22,8 @@ use tokio::sync::watch;
 
 use super::image::Held;
 use super::life::Begin;
-use super::live::{Paused, SharedVmm, State};
+use super::live::SharedVmm;
+use super::state::{Paused, State};
 use super::users::User;
 
 /// For each answer of the agent. Who waits for the function has limits of their own, and ends the machine at them.

@@ -327,7 +327,7 @@ impl Node {
             Err(Problem::FarLost(problem)) => Err(far_lost(&problem)),
             Err(Problem::Boot(error)) => match &ready {
                 // It has not run: as good as if this had been known before.
-                Some(ready) if self.boot.problem(&ready.image).is_some() => {
+                Some(ready) if ready.image.problem().is_some() => {
                     self.condemn_if_damaged(request, ready);
                     self.cheapest(request).await
                 }
@@ -355,7 +355,7 @@ impl Node {
         for image in ancestors.chain([ready.image.clone()]) {
             stay.push(image.stays.read_owned().await);
         }
-        with_all_pages(self, &ready.image).await?;
+        with_all_pages(&ready.image).await?;
         Ok(stay)
     }
 
@@ -365,7 +365,7 @@ impl Node {
         request: &Request<'_>,
         snapshot: &Arc<ReadySnapshot>,
     ) -> bool {
-        let Some(problem) = self.boot.problem(&snapshot.image) else {
+        let Some(problem) = snapshot.image.problem() else {
             return false;
         };
         self.condemn(request.function, &request.revision, snapshot, problem);
@@ -402,15 +402,15 @@ impl Node {
         if let Some(snapshot) = snapshot {
             let fork = self.config.boot == BootPolicy::Fresh
                 && request.revision.fork_problem().is_none()
-                && !self.boot.prefers_restore(&snapshot.image)
+                && !snapshot.image.prefers_restore()
                 // Others come when they are touched, and templates cannot wait for them.
-                && self.boot.is_resident(&snapshot.image);
+                && snapshot.image.is_resident();
             let parked = self.config.boot == BootPolicy::Fresh
-                && self.boot.parked_count(&snapshot.image) > 0
-                && !self.boot.prefers_restore(&snapshot.image);
+                && snapshot.image.parked_count() > 0
+                && !snapshot.image.prefers_restore();
             let rewound = self.config.rewind
-                && self.boot.rewound_count(&snapshot.image) > 0
-                && !self.boot.prefers_restore(&snapshot.image);
+                && snapshot.image.rewound_count() > 0
+                && !snapshot.image.prefers_restore();
             let paths = [
                 (rewound, BootPath::Rewind),
                 (parked, BootPath::Parked),

@@ -153,19 +153,19 @@ impl Node {
         let booted = match path {
             BootPath::Parked => {
                 let make = request.options.boot == Some(BootPath::Parked);
-                match self.boot.parked(image, spec, make).await {
+                match image.parked(spec, make).await {
                     Ok(None) => return Err(Problem::Stale),
                     Ok(Some(booted)) => Ok(booted),
                     Err(error) => Err(error),
                 }
             }
-            BootPath::Rewind => match self.boot.rewound(image, spec) {
+            BootPath::Rewind => match image.rewound(spec) {
                 Ok(None) => return Err(Problem::Stale),
                 Ok(Some(booted)) => Ok(booted),
                 Err(error) => Err(error),
             },
-            BootPath::Fork => self.boot.fork(image, spec).await,
-            _ => self.boot.restore_to_invoke(image, spec).await,
+            BootPath::Fork => image.fork(spec).await,
+            _ => image.restore_to_invoke(spec).await,
         }
         .map_err(Problem::Boot)?;
         let event = (
@@ -353,9 +353,11 @@ impl Node {
                 outcome.log_tail = Some(runner.capture.tail());
             }
             let has_failed = outcome.error_type.is_some();
-            let can_rewind = |image: &LoadedImage| self.boot.can_rewind(image);
-            let rewinds =
-                self.config.rewind && !has_failed && runner.image.as_ref().is_some_and(can_rewind);
+            let can_rewind = runner
+                .image
+                .as_ref()
+                .is_some_and(|image| image.can_rewind());
+            let rewinds = self.config.rewind && !has_failed && can_rewind;
             let keep_alive = match self.serving(request.function).keep_alive {
                 KeepAlive::Fixed(seconds) => Duration::from_secs(seconds),
                 KeepAlive::Histogram => Duration::from_secs(self.config.keep_alive_s),

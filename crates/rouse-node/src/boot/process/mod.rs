@@ -1,25 +1,23 @@
 //! Sandboxes of processes: each method of the traits is one of the launcher's, or of its instances and images.
 
+mod snapshot;
+
 use std::any::Any;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rouse_pool::FarMemory;
 use rouse_pool::cost::CostInputs;
 use rouse_pool::keeper::{PageFault, PagerStats};
 use rouse_process::instance::{Failure, Instance, LaunchSpec, MemoryUse, Stage};
-use rouse_process::launcher::{
-    CheckpointReport, Image, LaunchError, Launcher, Residency, StockCounts,
-};
-use rouse_process::memory_report::MemoryReport;
-use rouse_process::working_set::WorkingSetReport;
+use rouse_process::launcher::{CheckpointReport, LaunchError, Launcher, Residency, StockCounts};
 
 use tokio::sync::Notify;
 
+use snapshot::{image_of, loaded};
+
 use super::{
-    ApiListener, Boot, BootError, Booted, BoxFuture, Branch, BranchError, ImageUse, Live,
-    LoadedImage,
+    ApiListener, Boot, BootError, Booted, BoxFuture, Branch, BranchError, Live, LoadedImage,
 };
 use crate::refusal::chain;
 
@@ -98,12 +96,6 @@ impl From<Instance> for Booted {
     }
 }
 
-fn image_of(image: &LoadedImage) -> Result<Arc<Image>, BootError> {
-    Arc::clone(&image.inner)
-        .downcast::<Image>()
-        .map_err(|_| BootError::new("the snapshot was loaded by another kind of sandbox"))
-}
-
 fn instance_of(live: Box<dyn Live>) -> Result<Instance, BootError> {
     let live: Box<dyn Any> = live;
     let instance = live.downcast::<Instance>();
@@ -125,65 +117,6 @@ impl Boot for Launcher {
         Box::pin(async move { booted(Launcher::cold(self, spec).await) })
     }
 
-    fn restore<'a>(
-        &'a self,
-        image: &'a LoadedImage,
-        spec: &'a LaunchSpec,
-    ) -> BoxFuture<'a, Result<Booted, BootError>> {
-        Box::pin(async move {
-            let image = image_of(image)?;
-            booted(Launcher::restore(self, &image, spec).await)
-        })
-    }
-
-    fn restore_to_invoke<'a>(
-        &'a self,
-        image: &'a LoadedImage,
-        spec: &'a LaunchSpec,
-    ) -> BoxFuture<'a, Result<Booted, BootError>> {
-        Box::pin(async move {
-            let image = image_of(image)?;
-            booted(Launcher::restore_to_invoke(self, &image, spec).await)
-        })
-    }
-
-    fn fork<'a>(
-        &'a self,
-        image: &'a LoadedImage,
-        spec: &'a LaunchSpec,
-    ) -> BoxFuture<'a, Result<Booted, BootError>> {
-        Box::pin(async move {
-            let image = image_of(image)?;
-            booted(Launcher::fork(self, &image, spec).await)
-        })
-    }
-
-    fn parked<'a>(
-        &'a self,
-        image: &'a LoadedImage,
-        spec: &'a LaunchSpec,
-        make: bool,
-    ) -> BoxFuture<'a, Result<Option<Booted>, BootError>> {
-        Box::pin(async move {
-            let image = image_of(image)?;
-            Launcher::parked(self, &image, spec, make)
-                .await
-                .map(|instance| instance.map(Booted::from))
-                .map_err(|e| BootError::from_error(&e))
-        })
-    }
-
-    fn set_parked(&self, image: &LoadedImage, spec: &LaunchSpec, target: usize) {
-        if let Ok(image) = image_of(image) {
-            Launcher::set_parked(self, &image, spec, target);
-        }
-    }
-
-    fn parked_count(&self, image: &LoadedImage) -> usize {
-        let image = image.inner.downcast_ref::<Image>();
-        image.map_or(0, Image::parked_count)
-    }
-
     fn rewind<'a>(
         &'a self,
         live: Box<dyn Live>,
@@ -196,24 +129,6 @@ impl Boot for Launcher {
                 .await
                 .map_err(|e| BootError::from_error(&e))
         })
-    }
-
-    fn rewound(&self, image: &LoadedImage, spec: &LaunchSpec) -> Result<Option<Booted>, BootError> {
-        let image = image_of(image)?;
-        Launcher::take_rewound(self, &image, spec)
-            .map(|instance| instance.map(Booted::from))
-            .map_err(|e| BootError::from_error(&e))
-    }
-
-    fn rewound_count(&self, image: &LoadedImage) -> usize {
-        let image = image.inner.downcast_ref::<Image>();
-        image.map_or(0, Image::rewound_count)
-    }
-
-    fn end_rewound(&self, image: &LoadedImage) {
-        if let Some(image) = image.inner.downcast_ref::<Image>() {
-            image.end_rewound();
-        }
     }
 
     fn checkpoint<'a>(
@@ -265,58 +180,12 @@ impl Boot for Launcher {
         })
     }
 
-    fn share_specimen(&self, template: &LoadedImage, specimen: &LoadedImage) {
-        if let (Ok(template), Ok(specimen)) = (image_of(template), image_of(specimen)) {
-            Launcher::share_specimen(self, &template, &specimen);
-        }
-    }
-
-    fn prefers_restore(&self, image: &LoadedImage) -> bool {
-        let image = image.inner.downcast_ref::<Image>();
-        image.is_some_and(Image::wants_blind_boot)
-    }
-
-    fn working_set(&self, image: &LoadedImage) -> Option<WorkingSetReport> {
-        let image = image.inner.downcast_ref::<Image>();
-        image.map(Image::working_set_report)
-    }
-
-    fn memory(&self, image: &LoadedImage) -> Option<MemoryReport> {
-        let image = image.inner.downcast_ref::<Image>();
-        image.map(Image::memory_report)
-    }
-
-    fn image_use(&self, image: &LoadedImage) -> ImageUse {
-        let Some(image) = image.inner.downcast_ref::<Image>() else {
-            return ImageUse::default();
-        };
-        ImageUse {
-            resident_pages: image.resident_pages().unwrap_or(0),
-            far_pages: image.far_pages(),
-            huge_pages: image.huge_pages(),
-            wired_pages: image.wired_pages(),
-            hot_pages: image.expected_pages(),
-            stored_bytes: image.stored_bytes(),
-            compressed_bytes: image.compressed_bytes(),
-        }
-    }
-
     fn set_costs(&self, costs: &CostInputs) {
         Launcher::set_costs(self, costs.clone());
     }
 
     fn pages_held(&self) -> u64 {
         self.resident_pages()
-    }
-
-    fn is_resident(&self, image: &LoadedImage) -> bool {
-        let image = image.inner.downcast_ref::<Image>();
-        image.is_some_and(Image::is_resident)
-    }
-
-    fn is_stale(&self, image: &LoadedImage) -> bool {
-        let image = image.inner.downcast_ref::<Image>();
-        image.is_some_and(Image::is_stale)
     }
 
     fn problems(&self) -> Vec<&'static str> {
@@ -333,44 +202,6 @@ impl Boot for Launcher {
 
     fn shortage(&self) -> Arc<Notify> {
         Launcher::shortage(self)
-    }
-
-    fn problem(&self, image: &LoadedImage) -> Option<String> {
-        image.inner.downcast_ref::<Image>().and_then(Image::problem)
-    }
-
-    fn make_resident<'a>(
-        &'a self,
-        image: &'a LoadedImage,
-        far: Option<FarMemory>,
-    ) -> BoxFuture<'a, Result<(), BootError>> {
-        Box::pin(async move {
-            let image = image_of(image)?;
-            Launcher::place(self, &image, far)
-                .await
-                .map_err(|e| BootError::from_error(&e))
-        })
-    }
-
-    fn far_problem(&self, image: &LoadedImage) -> Option<String> {
-        let image = image.inner.downcast_ref::<Image>();
-        image.and_then(Image::far_problem)
-    }
-
-    fn release<'a>(
-        &'a self,
-        image: &'a LoadedImage,
-        compressed: bool,
-    ) -> BoxFuture<'a, Result<u64, BootError>> {
-        Box::pin(async move {
-            let image = image_of(image)?;
-            Launcher::hold_compressed(self, &image, compressed)
-                .await
-                .map_err(|e| BootError::from_error(&e))?;
-            Launcher::release(self, &image)
-                .await
-                .map_err(|e| BootError::from_error(&e))
-        })
     }
 
     fn collect(&self) -> BoxFuture<'_, Result<(), BootError>> {
@@ -396,7 +227,7 @@ impl Boot for Launcher {
             })?;
             match Launcher::branch(self, instance, parked_port, spec).await {
                 Ok((image, report)) => Ok(Branch {
-                    image: loaded(image),
+                    image: loaded(self, image),
                     report,
                 }),
                 Err(error) if error.is_fatal() => Err(BranchError::Ended(chain(&error))),
@@ -414,30 +245,12 @@ impl Boot for Launcher {
         Box::pin(async move {
             let ancestors = ancestors
                 .iter()
-                .map(image_of)
+                .map(|image| image_of(image).cloned())
                 .collect::<Result<Vec<_>, _>>()?;
             let image = Launcher::load(self, dir, &ancestors, residency)
                 .await
                 .map_err(|e| BootError::from_error(&e))?;
-            Ok(loaded(image))
+            Ok(loaded(self, image))
         })
-    }
-}
-
-fn loaded(image: Arc<Image>) -> LoadedImage {
-    let snapshot = image.snapshot();
-    let mapped: u64 = snapshot
-        .mappings
-        .iter()
-        .map(|m| m.range.end - m.range.start)
-        .sum();
-    let saved = snapshot.mappings.iter().flat_map(|m| &m.saved);
-    let of_parents = saved.filter(|run| run.pool() != 0);
-    LoadedImage {
-        parent_pages: of_parents.map(|run| run.pages).sum(),
-        pool_pages: snapshot.pool_pages,
-        mapped_pages: mapped / rouse_snapshot::model::PAGE_SIZE,
-        inner: image,
-        stays: Arc::default(),
     }
 }
