@@ -3,12 +3,13 @@
 use std::ops::Range;
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use rouse_pool::chunk::Base;
 use rouse_pool::keeper::PagerError;
 use rouse_pool::memory::{Hold, ImageMemory};
-use rouse_pool::snapshot_store::{SnapshotStore, StoreError, WriteOptions};
+use rouse_pool::snapshot_store::{SnapshotStore, StoreError, StoredSnapshot, WriteOptions};
 use rouse_process::launcher::{Copies, Launcher, PoolOwner, SnapshotError, Waits};
 use rouse_process::memory_report::MemoryReport;
 use rouse_process::working_set::WorkingSetReport;
@@ -50,7 +51,7 @@ pub struct MachineImage {
     pub copies: Copies<Booted>,
     /// Held while it is stored anew.
     pub(super) storing: Mutex<()>,
-    stored_bytes: u64,
+    stored_bytes: AtomicU64,
     problem: OnceLock<String>,
 }
 
@@ -173,7 +174,7 @@ impl MachineImage {
             learning: Mutex::new(learning),
             copies: Copies::default(),
             storing: Mutex::default(),
-            stored_bytes: parts.stored_bytes,
+            stored_bytes: AtomicU64::new(parts.stored_bytes),
             problem: OnceLock::new(),
         }
     }
@@ -309,6 +310,8 @@ impl MachineImage {
             let path = directory.to_owned();
             return Err(StoreError::Exchanged { path }.into());
         }
+        self.stored_bytes
+            .store(stored_bytes(&stored), Ordering::Relaxed);
         let memory = launcher.memory_of(&stored, false)?;
         // What replaces the pool is not a copy of it; the policy makes another one.
         self.leave_far();
@@ -339,7 +342,7 @@ impl MachineImage {
             huge_pages: memory.huge_pages(),
             wired_pages: memory.wired_pages(),
             hot_pages: hot.iter().map(|range| range.end - range.start).sum(),
-            stored_bytes: self.stored_bytes,
+            stored_bytes: self.stored_bytes.load(Ordering::Relaxed),
             compressed_bytes: memory.compressed_bytes(),
         }
     }
@@ -407,6 +410,12 @@ impl PoolOwner for MachineImage {
         // The first is the one to be told.
         let _ = self.problem.set(problem);
     }
+}
+
+/// What its pool takes on disk.
+pub fn stored_bytes(stored: &StoredSnapshot<MachineSnapshot>) -> u64 {
+    let chunks = stored.map.chunks();
+    chunks.map(|chunk| u64::from(chunk.stored_len)).sum()
 }
 
 /// For each of the `pool_pages` pages of a snapshot's own pool the number of the page of its template's pool at the same address, plus

@@ -14,7 +14,7 @@ use rouse_vmm::memory::likely_pages;
 use rouse_vmm::snapshot::{load_owners, store_owners};
 use rouse_vmm::zygote::{GivenPool, ZygoteError};
 
-use super::image::{MachineImage, Parent, Parts};
+use super::image::{MachineImage, Parent, Parts, stored_bytes};
 use super::live::{Machine, SharedVmm};
 use super::prepare::DiskImage;
 use super::seals::{self, Seal};
@@ -147,14 +147,9 @@ impl Inner {
         if residency == Residency::Now {
             memory.make_resident().map_err(|error| failed(&error))?;
         }
-        let snapshot = stored.snapshot;
         let parts = Parts {
-            stored_bytes: stored
-                .map
-                .chunks()
-                .map(|chunk| u64::from(chunk.stored_len))
-                .sum(),
-            snapshot,
+            stored_bytes: stored_bytes(&stored),
+            snapshot: stored.snapshot,
             identity,
             seals,
             parents,
