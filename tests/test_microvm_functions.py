@@ -277,8 +277,7 @@ def test_machines_are_made_of_one_template(own_node, tmp_path):
         snapshot = function.describe()["snapshot"]
         share = snapshot["bytes"] / MACHINE_BYTES
         print(function.name, snapshot["saved_pages"], snapshot["bytes"], f"{share:.2%}", function.parent()["pages"])
-        # The one that has started over has an interpreter of its own.
-        assert share < (0.03 if function.name != "third" else 0.06), snapshot
+        assert share < 0.03, snapshot
         boot, init = call(function, files)
         assert boot == "restore"
         inits.append(init)

@@ -15,6 +15,9 @@ library=$("$python" -I -c 'import sysconfig; print(sysconfig.get_path("stdlib"))
     cp -a "$path" "$1/$path"
 done
 find "$1" -name __pycache__ -prune -exec rm -r {} +
+# All files of an image have one time, so bytecode that is checked against its source's would not be used; and to compile takes long in the
+# test bed.
+"$python" -m compileall -qq -s "$1" --invalidation-mode unchecked-hash "$1/$library" || true
 for name in bin lib lib64; do ln -s "usr/$name" "$1/$name"; done
 mkdir "$1/etc"
 cp -aL /etc/ld.so.cache "$1/etc"
