@@ -12,7 +12,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
-use rouse_node::boot::{Boot, BootError, Booted, BoxFuture, Live, LoadedImage};
+use rouse_node::boot::{Boot, BootError, Booted, BoxFuture, Live, LoadedImage, Purpose};
 use rouse_node::{Node, NodeConfig};
 use rouse_process::instance::LaunchSpec;
 use rouse_process::launcher::{CheckpointReport, Residency};
@@ -34,6 +34,7 @@ impl Boot for NoSandboxes {
     fn checkpoint<'a>(
         &'a self,
         _: Box<dyn Live>,
+        _: Purpose,
         _: u16,
         _: &'a LaunchSpec,
         _: &'a Path,

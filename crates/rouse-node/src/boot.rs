@@ -143,6 +143,17 @@ pub struct Booted {
     pub exit: watch::Receiver<Option<ExitReason>>,
 }
 
+/// What a snapshot is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// A function's instances are started from it.
+    Function,
+    /// Functions of all tenants are made of it: it is of an instance that has run no function's code.
+    Template,
+    /// It holds what all functions of a template have: it is of an instance that was started of the template, without a function.
+    Specimen,
+}
+
 /// What copies of a live instance are made of.
 #[derive(Clone)]
 pub struct Branch {
@@ -188,6 +199,7 @@ pub trait Boot: Send + Sync + 'static {
     fn checkpoint<'a>(
         &'a self,
         live: Box<dyn Live>,
+        purpose: Purpose,
         parked_port: u16,
         spec: &'a LaunchSpec,
         dir: &'a Path,
@@ -221,26 +233,6 @@ pub trait Boot: Send + Sync + 'static {
         spec: &'a LaunchSpec,
     ) -> BoxFuture<'a, Result<Booted, BootError>> {
         self.cold(spec)
-    }
-    /// As [`checkpoint`](Self::checkpoint), of an instance that has run no function's code: all tenants may share it.
-    fn checkpoint_template<'a>(
-        &'a self,
-        _live: Box<dyn Live>,
-        _parked_port: u16,
-        _spec: &'a LaunchSpec,
-        _dir: &'a Path,
-    ) -> BoxFuture<'a, Result<CheckpointReport, BootError>> {
-        Box::pin(async { Err(BootError::new("this kind of sandbox has no templates")) })
-    }
-    /// The same, of an instance that was started of a template, without a function.
-    fn checkpoint_specimen<'a>(
-        &'a self,
-        _live: Box<dyn Live>,
-        _parked_port: u16,
-        _spec: &'a LaunchSpec,
-        _dir: &'a Path,
-    ) -> BoxFuture<'a, Result<CheckpointReport, BootError>> {
-        Box::pin(async { Err(BootError::new("there are no templates")) })
     }
     /// Loads and verifies a snapshot, which may be a delta of one of `ancestors`.
     fn load<'a>(

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use super::microvm::is_machine;
 use super::{
-    Boot, BootError, Booted, BoxFuture, Branch, BranchError, Live, LoadedImage, Sandboxes,
+    Boot, BootError, Booted, BoxFuture, Branch, BranchError, Live, LoadedImage, Purpose, Sandboxes,
 };
 
 /// The kinds.
@@ -47,12 +47,13 @@ impl Boot for ByKind {
     fn checkpoint<'a>(
         &'a self,
         live: Box<dyn Live>,
+        purpose: Purpose,
         parked_port: u16,
         spec: &'a LaunchSpec,
         dir: &'a Path,
     ) -> BoxFuture<'a, Result<CheckpointReport, BootError>> {
         let kind = self.kind(is_machine(&*live));
-        kind.checkpoint(live, parked_port, spec, dir)
+        kind.checkpoint(live, purpose, parked_port, spec, dir)
     }
 
     fn branch<'a>(
@@ -66,27 +67,6 @@ impl Boot for ByKind {
 
     fn has_templates(&self) -> bool {
         self.0.processes.has_templates()
-    }
-
-    fn checkpoint_template<'a>(
-        &'a self,
-        live: Box<dyn Live>,
-        parked_port: u16,
-        spec: &'a LaunchSpec,
-        dir: &'a Path,
-    ) -> BoxFuture<'a, Result<CheckpointReport, BootError>> {
-        let kind = self.kind(is_machine(&*live));
-        kind.checkpoint_template(live, parked_port, spec, dir)
-    }
-
-    fn checkpoint_specimen<'a>(
-        &'a self,
-        live: Box<dyn Live>,
-        parked_port: u16,
-        spec: &'a LaunchSpec,
-        dir: &'a Path,
-    ) -> BoxFuture<'a, Result<CheckpointReport, BootError>> {
-        (self.0.processes).checkpoint_specimen(live, parked_port, spec, dir)
     }
 
     fn set_costs(&self, costs: &CostInputs) {

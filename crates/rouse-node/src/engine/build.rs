@@ -19,7 +19,7 @@ use super::rehearsal;
 use super::report::verdict;
 use super::runner::{Ended, Runner};
 use super::trial::trial;
-use crate::boot::{BootError, LoadedImage};
+use crate::boot::{BootError, LoadedImage, Purpose};
 use crate::function::record::{
     Because, FunctionRecord, SnapshotPoint, SnapshotRecord, State, WarmUpDone, now_ms,
 };
@@ -319,7 +319,8 @@ async fn attempt(
     // The connections and the pipe stay open until the process has been copied.
     let rehearses = runner.session.rehearses();
     let (live, tasks, capture) = runner.into_parts();
-    let report = boot.checkpoint(live, port, spec, directory).await;
+    let taken = boot.checkpoint(live, Purpose::Function, port, spec, directory);
+    let report = taken.await;
     drop((tasks, capture));
     // What was written is there as a whole, and counts only once the metadata names it.
     let report = report

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::Template;
 use super::attended::{Attended, LIMIT};
 use super::plan::TemplatePlan;
+use crate::boot::Purpose;
 use crate::engine::build::remove_directory;
 use crate::node::Node;
 use crate::runtime_api::session::{Phase, Session};
@@ -30,7 +31,7 @@ impl Node {
         let parked = parked.await?;
         // The connection and the pipe stay open until the process has been copied.
         let (live, tasks) = process.into_parts();
-        let report = boot.checkpoint_template(live, parked, &plan.launch, &directory);
+        let report = boot.checkpoint(live, Purpose::Template, parked, &plan.launch, &directory);
         let report = report.await;
         drop(tasks);
         let report = report.map_err(|error| error.to_string())?;

@@ -11,7 +11,7 @@
 
 use super::attended::{Attended, LIMIT};
 use super::plan::TemplatePlan;
-use crate::boot::LoadedImage;
+use crate::boot::{LoadedImage, Purpose};
 use crate::engine::build::remove_directory;
 use crate::function::record::SnapshotPoint;
 use crate::node::Node;
@@ -94,7 +94,7 @@ impl Node {
         let (live, tasks) = process.into_parts();
         let report = self
             .boot
-            .checkpoint_specimen(live, parked, spec, &directory)
+            .checkpoint(live, Purpose::Specimen, parked, spec, &directory)
             .await;
         drop(tasks);
         let report = report.map_err(|error| error.to_string())?;

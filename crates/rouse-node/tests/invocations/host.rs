@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use rouse_node::boot::{
-    ApiListener, Boot, BootError, Booted, BoxFuture, Live, LoadedImage, Snapshot,
+    ApiListener, Boot, BootError, Booted, BoxFuture, Live, LoadedImage, Purpose, Snapshot,
 };
 use rouse_process::instance::{BootPath, ExitReason, LaunchSpec, MemoryUse, Stage};
 use rouse_process::launcher::{CheckpointReport, Residency};
@@ -221,6 +221,7 @@ impl Boot for HostBoot {
     fn checkpoint<'a>(
         &'a self,
         live: Box<dyn Live>,
+        _: Purpose,
         port: u16,
         _: &'a LaunchSpec,
         dir: &'a Path,

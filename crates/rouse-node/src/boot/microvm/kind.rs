@@ -14,7 +14,9 @@ use super::branch::Original;
 use super::live::Machine;
 use super::loaded::{image_of, loaded};
 use super::{MicroVms, memory, supervisor};
-use crate::boot::{Boot, BootError, Booted, BoxFuture, Branch, BranchError, Live, LoadedImage};
+use crate::boot::{
+    Boot, BootError, Booted, BoxFuture, Branch, BranchError, Live, LoadedImage, Purpose,
+};
 
 /// Is it a machine?
 pub(in crate::boot) fn is_machine(live: &dyn Live) -> bool {
@@ -79,19 +81,6 @@ impl Boot for MicroVms {
         Box::pin(aside(move || inner.boot(&spec, true, &tasks)))
     }
 
-    fn checkpoint_template<'a>(
-        &'a self,
-        live: Box<dyn Live>,
-        _parked_port: u16,
-        spec: &'a LaunchSpec,
-        dir: &'a Path,
-    ) -> BoxFuture<'a, Result<CheckpointReport, BootError>> {
-        let (inner, spec, dir) = (Arc::clone(&self.0), spec.clone(), dir.to_owned());
-        Box::pin(written(live, move |machine| {
-            inner.checkpoint_template(machine, &spec, &dir)
-        }))
-    }
-
     fn rewind<'a>(
         &'a self,
         live: Box<dyn Live>,
@@ -120,13 +109,16 @@ impl Boot for MicroVms {
     fn checkpoint<'a>(
         &'a self,
         live: Box<dyn Live>,
+        purpose: Purpose,
         _parked_port: u16,
         spec: &'a LaunchSpec,
         dir: &'a Path,
     ) -> BoxFuture<'a, Result<CheckpointReport, BootError>> {
         let (inner, spec, dir) = (Arc::clone(&self.0), spec.clone(), dir.to_owned());
-        Box::pin(written(live, move |machine| {
-            inner.checkpoint(machine, &spec, &dir)
+        Box::pin(written(live, move |machine| match purpose {
+            Purpose::Function => inner.checkpoint(machine, &spec, &dir),
+            Purpose::Template => inner.checkpoint_template(machine, &spec, &dir),
+            Purpose::Specimen => Err(BootError::new("templates of machines have no specimens")),
         }))
     }
 

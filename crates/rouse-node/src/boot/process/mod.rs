@@ -18,6 +18,7 @@ use snapshot::{image_of, loaded};
 
 use super::{
     ApiListener, Boot, BootError, Booted, BoxFuture, Branch, BranchError, Live, LoadedImage,
+    Purpose,
 };
 use crate::refusal::chain;
 
@@ -134,50 +135,24 @@ impl Boot for Launcher {
     fn checkpoint<'a>(
         &'a self,
         live: Box<dyn Live>,
-        parked_port: u16,
+        purpose: Purpose,
+        port: u16,
         spec: &'a LaunchSpec,
         dir: &'a Path,
     ) -> BoxFuture<'a, Result<CheckpointReport, BootError>> {
         Box::pin(async move {
             let instance = instance_of(live)?;
-            Launcher::checkpoint(self, instance, parked_port, spec, dir)
-                .await
-                .map_err(|e| BootError::from_error(&e))
+            let taken = match purpose {
+                Purpose::Function => Launcher::checkpoint(self, instance, port, spec, dir).await,
+                Purpose::Template => self.checkpoint_template(instance, port, spec, dir).await,
+                Purpose::Specimen => self.checkpoint_specimen(instance, port, spec, dir).await,
+            };
+            taken.map_err(|e| BootError::from_error(&e))
         })
     }
 
     fn has_templates(&self) -> bool {
         true
-    }
-
-    fn checkpoint_template<'a>(
-        &'a self,
-        live: Box<dyn Live>,
-        parked_port: u16,
-        spec: &'a LaunchSpec,
-        dir: &'a Path,
-    ) -> BoxFuture<'a, Result<CheckpointReport, BootError>> {
-        Box::pin(async move {
-            let instance = instance_of(live)?;
-            Launcher::checkpoint_template(self, instance, parked_port, spec, dir)
-                .await
-                .map_err(|e| BootError::from_error(&e))
-        })
-    }
-
-    fn checkpoint_specimen<'a>(
-        &'a self,
-        live: Box<dyn Live>,
-        parked_port: u16,
-        spec: &'a LaunchSpec,
-        dir: &'a Path,
-    ) -> BoxFuture<'a, Result<CheckpointReport, BootError>> {
-        Box::pin(async move {
-            let instance = instance_of(live)?;
-            Launcher::checkpoint_specimen(self, instance, parked_port, spec, dir)
-                .await
-                .map_err(|e| BootError::from_error(&e))
-        })
     }
 
     fn set_costs(&self, costs: &CostInputs) {
