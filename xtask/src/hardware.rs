@@ -117,7 +117,7 @@ pub fn test(root: &Path, node: &[(&str, PathBuf)], suites: &[String]) -> Result<
         numa: true,
         dax: true,
         pku: true,
-        timeout: Duration::from_secs(1800),
+        timeout: Duration::from_secs(3600),
         ..Options::default()
     };
     println!("\n=== {NAME} ===");

@@ -313,6 +313,37 @@ mod tests {
     }
 
     #[test]
+    fn a_template_becomes_a_function_once() {
+        let (host, mut guest) = UnixStream::pair().expect("sockets can be made");
+        let lines = "\"started\"\n\"resumed\"\n{\"failed\":\"it is a function already\"}\n";
+        guest.write_all(lines.as_bytes()).expect("there is room");
+        let mut agent = Agent::new(host, Duration::from_secs(60)).expect("it is a socket");
+        let fresh = fresh().expect("the host has randomness");
+        let start = Start {
+            arguments: vec!["/usr/bin/python3".to_owned()],
+            environment: Vec::new(),
+            directory: "/var/task".to_owned(),
+            owner: (993, 990),
+            fresh: fresh.clone(),
+        };
+        agent.start_template(start).expect("it starts");
+        agent.become_function(fresh.clone()).expect("it becomes");
+        let error = agent.become_function(fresh).expect_err("it has become");
+        assert_eq!(
+            error.to_string(),
+            "the guest says: it is a function already"
+        );
+        drop(agent);
+        let mut told = String::new();
+        std::io::Read::read_to_string(&mut guest, &mut told).expect("it is text");
+        let words = told.lines().map(|line| line.split('"').nth(1));
+        assert!(
+            words.eq(["template", "become", "become"].map(Some)),
+            "{told}"
+        );
+    }
+
+    #[test]
     fn an_agent_may_say_anything() {
         assert_eq!(
             hear("{\"ready\":\"Linux\"}\n").expect("it is ready"),
