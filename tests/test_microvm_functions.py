@@ -367,7 +367,8 @@ def test_machines_on_far_memory(own_node, tmp_path):
 
 @needs_machines
 def test_a_function_answers_from_its_machine(own_node, tmp_path):
-    node = node_with_machines(own_node)
+    # One that is kept stays, however slow the test bed is.
+    node = node_with_machines(own_node, keep_alive_s=3600)
     node.cli("deploy", HELLO, "--name", "hello", "--sandbox", "microvm", "--timeout", PATIENCE)
     hello = Function(node, "hello")
     has_snapshot(hello, node)
