@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::bench::caller::{CallError, Caller, Sample};
 use crate::bench::functions::{FUNCTIONS, Function};
+use crate::bench::plot::Plot;
 use crate::bench::samples::Samples;
 use crate::bench::stage::Stage;
 use crate::bench::targets::{Bound, Target, target};
@@ -110,6 +111,26 @@ impl Figures {
             ms(self.p99_us),
             stages.join(", ")
         )
+    }
+
+    /// The figures as a chart.
+    pub fn plot(&self) -> Plot {
+        let bar = |name: &str, us: f64| (name.to_owned(), us / 1e3);
+        let ends = [("p50", self.p50_us), ("p99", self.p99_us)];
+        let ends = ends.map(|(name, us)| bar(name, us.unwrap_or(0.0)));
+        let stages = self.stages_us.iter().map(|(name, us)| bar(name, *us));
+        Plot {
+            file: "burst",
+            title: format!(
+                "{} requests at once for {} functions",
+                self.requests, self.functions
+            ),
+            unit: "ms",
+            groups: vec![
+                ("until the answer".to_owned(), ends.to_vec()),
+                ("stages, p50".to_owned(), stages.collect()),
+            ],
+        }
     }
 
     /// What is asked of it.

@@ -77,6 +77,18 @@ impl Paths {
         rows.map(|(path, row)| row.line(*path) + "\n").collect()
     }
 
+    /// Bars of a chart: p50 and p99 of each path, milliseconds.
+    pub fn bars(&self) -> Vec<(String, f64)> {
+        let bars = |(path, row): (&BenchPath, &Row)| {
+            let bar = |name, us: Option<f64>| {
+                let ms = us.unwrap_or(0.0) / 1e3;
+                (format!("{}, {name}", path.name()), ms)
+            };
+            [bar("p50", row.p50_us), bar("p99", row.p99_us)]
+        };
+        self.0.iter().flat_map(bars).collect()
+    }
+
     /// A figure of one path as a multiple of another's.
     ///
     /// # Errors

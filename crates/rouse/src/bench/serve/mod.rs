@@ -132,6 +132,10 @@ impl Report {
 
     fn plots(&self) -> Vec<Plot> {
         let parts = [
+            self.parked.as_ref().map(parked::Figures::plot),
+            self.pool.as_ref().map(pool::Figures::plot),
+            self.burst.as_ref().map(burst::Figures::plot),
+            self.rewind.as_ref().map(rewind::Figures::plot),
             self.throughput.as_ref().map(throughput::Figures::plot),
             self.crowd.as_ref().map(crowd::Figures::plot),
             self.neighbours.as_ref().map(neighbours::Figures::plot),

@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::compared::Paths;
 use crate::bench::functions::{FUNCTIONS, Function};
 use crate::bench::paths::BenchPath;
+use crate::bench::plot::Plot;
 use crate::bench::stage::Stage;
 use crate::bench::targets::{Bound, Target, target};
 use crate::output::error::Failed;
@@ -172,6 +173,17 @@ impl Figures {
             text.push('\n');
         }
         text.trim_end().to_owned()
+    }
+
+    /// The figures as a chart.
+    pub fn plot(&self) -> Plot {
+        let group = |function: &OfFunction| (function.name.clone(), function.paths.bars());
+        Plot {
+            file: "parked",
+            title: "An invocation by an idle, a parked and a restored instance".to_owned(),
+            unit: "ms",
+            groups: self.functions.iter().map(group).collect(),
+        }
     }
 
     /// What is asked of them.

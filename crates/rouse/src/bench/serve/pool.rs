@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::bench::functions::FUNCTIONS;
 use crate::bench::paths::BenchPath;
+use crate::bench::plot::Plot;
 use crate::bench::run::{self, Plan, Subject};
 use crate::bench::stage::Stage;
 use crate::bench::targets::{Bound, Target, target};
@@ -117,6 +118,26 @@ impl Figures {
             self.repurpose_us,
             self.repurpose_cpu_us
         )
+    }
+
+    /// The figures as a chart.
+    pub fn plot(&self) -> Plot {
+        let bar = |name: &str, us: f64| (name.to_owned(), us / 1e3);
+        let taken = [("p50", self.taken_p50_us), ("p99", self.taken_p99_us)];
+        let taken = taken.map(|(name, us)| bar(name, us.unwrap_or(0.0)));
+        let again = [
+            bar("time", self.repurpose_us),
+            bar("processor time", self.repurpose_cpu_us),
+        ];
+        Plot {
+            file: "pool",
+            title: "Taking a ready sandbox, and making a used one ready again".to_owned(),
+            unit: "ms",
+            groups: vec![
+                ("taking one".to_owned(), taken.to_vec()),
+                ("making one ready again".to_owned(), again.to_vec()),
+            ],
+        }
     }
 
     /// What is asked of them.

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::compared::Paths;
 use crate::bench::functions::{FUNCTIONS, Function};
 use crate::bench::paths::BenchPath;
+use crate::bench::plot::Plot;
 use crate::bench::report::Row;
 use crate::bench::stage::Stage;
 use crate::bench::targets::{Bound, Target, target};
@@ -67,6 +68,17 @@ impl Figures {
             .map(|function| format!("{}\n{}", function.name, function.paths.lines()))
             .collect();
         tables.trim_end().to_owned()
+    }
+
+    /// The figures as a chart.
+    pub fn plot(&self) -> Plot {
+        let group = |function: &OfFunction| (function.name.clone(), function.paths.bars());
+        Plot {
+            file: "rewind",
+            title: "An invocation by an idle, a rewound and a restored instance".to_owned(),
+            unit: "ms",
+            groups: self.functions.iter().map(group).collect(),
+        }
     }
 
     /// What is asked of them.
