@@ -1,4 +1,5 @@
-//! The tests that need hardware which this machine may lack: they are built here and run in the test bed, in one boot.
+//! The tests that need hardware which this machine may lack: they are built here and run in the test bed. A boot serves a whole
+//! suite; long ones have one of their own, since the longer an emulated kernel runs, the more is lost when it dies.
 
 use std::env;
 use std::ffi::OsString;
@@ -32,14 +33,26 @@ pub enum HardwareError {
 }
 
 /// How often they are run when the emulated kernel dies.
-const RUNS: u32 = 3;
-/// Integration tests, as pytest names them. What needs no such hardware runs elsewhere.
-const INTEGRATION: [&str; 5] = [
-    "tests/test_far.py::test_far_tier",
-    "tests/test_far.py::test_directory",
-    "tests/test_far.py::test_dax_mount_keeps_no_copy",
-    "tests/test_far.py::test_file_vanishes_under_a_running_instance",
-    "tests/test_microvm_functions.py",
+const RUNS: u32 = 4;
+/// Integration tests, as pytest names them: those of one boot, and of the next. What needs no such hardware runs elsewhere.
+const INTEGRATION: [&[&str]; 2] = [
+    &[
+        "tests/test_far.py::test_far_tier",
+        "tests/test_far.py::test_directory",
+        "tests/test_far.py::test_dax_mount_keeps_no_copy",
+        "tests/test_far.py::test_file_vanishes_under_a_running_instance",
+    ],
+    &[
+        "tests/test_microvm_functions.py::test_where_there_are_none_it_is_refused",
+        "tests/test_microvm_functions.py::test_a_function_answers_from_its_machine",
+    ],
+];
+/// The same of what takes many minutes each. They run when this variable is there.
+const LONG: &str = "ROUSE_TEST_LONG";
+const LONG_INTEGRATION: [&[&str]; 3] = [
+    &["tests/test_microvm_functions.py::test_copies_of_a_machine"],
+    &["tests/test_microvm_functions.py::test_machines_are_made_of_one_template"],
+    &["tests/test_microvm_functions.py::test_machines_on_far_memory"],
 ];
 
 /// Runs them, or only `suites`, if there are some. The workspace's tests must have been built; `node` is the variables that the
@@ -62,20 +75,22 @@ pub fn test(root: &Path, node: &[(&str, PathBuf)], suites: &[String]) -> Result<
     let mut integration = patiently();
     integration.extend(node.iter().map(|(name, value)| assign(name, value)));
     integration.push(assign("ROUSE_TEST_MACHINE", &prepared));
+    let is_long = env::var_os(LONG).is_some();
+    if is_long {
+        integration.push(format!("{LONG}=1").into());
+    }
     integration.push(root.join(".venv/bin/python").into());
     // The checkout is below an overlay there, and pytest would write to it.
     integration.extend(["-m", "pytest", "-q", "-p", "no:cacheprovider"].map(OsString::from));
     let (paths, suites): (Vec<&String>, Vec<&String>) =
         suites.iter().partition(|suite| suite.starts_with("tests/"));
-    match paths[..] {
-        [] => integration.extend(INTEGRATION.map(OsString::from)),
-        _ => integration.extend(paths.iter().map(OsString::from)),
-    }
-    let is_wanted = |name: &str| match name {
-        "integration" if !paths.is_empty() => true,
-        _ if paths.is_empty() && suites.is_empty() => true,
-        _ => suites.iter().any(|suite| *suite == name),
+    let pytest = |paths: &[&str]| {
+        let mut command = integration.clone();
+        command.extend(paths.iter().map(OsString::from));
+        command
     };
+    let is_all = paths.is_empty() && suites.is_empty();
+    let is_wanted = |name: &str| is_all || suites.iter().any(|suite| *suite == name);
     // One after the other: each machine has as many processors as the test bed.
     let microvm = |name| -> Result<Vec<OsString>, HardwareError> {
         let environment = [
@@ -108,37 +123,54 @@ pub fn test(root: &Path, node: &[(&str, PathBuf)], suites: &[String]) -> Result<
         ("microvm", microvm("microvm")?),
         ("function", microvm("function")?),
         ("state", microvm("state")?),
-        ("integration", integration),
     ];
     let commands: Vec<_> = (commands.into_iter())
         .filter_map(|(name, command)| is_wanted(name).then_some(command))
         .collect();
+    let mut boots = vec![commands];
+    match paths[..] {
+        [] if is_wanted("integration") => {
+            boots.extend(INTEGRATION.map(|paths| vec![pytest(paths)]));
+            if is_long {
+                boots.extend(LONG_INTEGRATION.map(|paths| vec![pytest(paths)]));
+            }
+        }
+        [] => {}
+        _ => {
+            let paths: Vec<&str> = paths.iter().map(|path| path.as_str()).collect();
+            boots.push(vec![pytest(&paths)]);
+        }
+    }
+    boots.retain(|commands| !commands.is_empty());
     let options = Options {
         numa: true,
         dax: true,
         pku: true,
-        timeout: Duration::from_secs(3600),
+        timeout: Duration::from_secs(1800),
         ..Options::default()
     };
     println!("\n=== {NAME} ===");
     let begin = Instant::now();
+    for commands in &boots {
+        run(root, &options, commands)?;
+        println!("({:.0} s)", begin.elapsed().as_secs_f64());
+    }
+    Ok(())
+}
+
+/// Runs commands in one boot, or in another one, if the emulated kernel dies: it has judged nothing then, but should not. That is said.
+fn run(root: &Path, options: &Options, commands: &[Vec<OsString>]) -> Result<(), HardwareError> {
     let mut runs = 1;
-    let status = loop {
-        match testbed::run(root, &options, &commands) {
-            // An emulated kernel that dies has judged nothing, but should not: it is said, and all is run again.
+    loop {
+        match testbed::run(root, options, commands) {
             Err(error @ TestbedError::Died { .. }) if runs < RUNS => {
-                println!("test bed: {error}\ntest bed: all is run again");
+                println!("test bed: {error}\ntest bed: all of this boot is run again");
                 runs += 1;
             }
-            result => break result?,
+            Ok(0) => return Ok(()),
+            Ok(status) => return Err(HardwareError::Failed(status)),
+            Err(error) => return Err(error.into()),
         }
-    };
-    match status {
-        0 => {
-            println!("({:.0} s)", begin.elapsed().as_secs_f64());
-            Ok(())
-        }
-        status => Err(HardwareError::Failed(status)),
     }
 }
 
