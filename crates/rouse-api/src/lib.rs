@@ -16,6 +16,7 @@ mod invoke;
 mod own;
 mod routes;
 mod serving;
+mod unread;
 
 use axum::serve::ListenerExt;
 use std::future::Future;

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri};
-use axum::middleware::map_response;
+use axum::middleware::{from_fn, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use rouse_node::Node;
 
-use crate::{control, errors, events, instances, invoke, own, serving};
+use crate::{control, errors, events, instances, invoke, own, serving, unread};
 
 /// Carries the id of the request in every answer.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
@@ -35,6 +35,7 @@ fn finish(routes: Router<Arc<Node>>, node: Arc<Node>) -> Router {
         .fallback(unknown)
         .method_not_allowed_fallback(unknown)
         .layer(map_response(with_request_id))
+        .layer(from_fn(unread::read_rest))
         // The handlers read bodies themselves, each with its own limit and Lambda's words.
         .layer(DefaultBodyLimit::disable())
         .with_state(node)
