@@ -22,14 +22,41 @@ MACHINE = os.environ.get("ROUSE_TEST_MACHINE")
 LONG = "ROUSE_TEST_LONG" in os.environ
 
 TALKER = """
-import os, sys
+import os, socket, sys
+
+# It is not the one that the runtime waits on, though its port is the lowest.
+second = socket.create_connection(("127.0.0.1", 9001), source_address=("127.0.0.1", 2000))
+
+def play_the_agent():
+    host = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    try:
+        host.bind((socket.VMADDR_CID_ANY, 600))
+    except PermissionError as error:
+        refused = type(error).__name__
+    host.settimeout(600)
+    try:
+        host.connect((socket.VMADDR_CID_HOST, 1024))
+        host.sendall(b'"paused"\\n')
+        heard = host.recv(100)
+    except ConnectionError:
+        heard = b""
+    return [refused, heard.decode()]
+
+played = play_the_agent()
 
 def handler(event, context):
     print("hello from the machine")
     print("and from its standard error", file=sys.stderr)
     if event.get("exit"):
         os._exit(3)
-    return {"pid1": open("/proc/1/comm").read().strip(), "uid": os.getuid()}
+    second.sendall(b"GET /ping HTTP/1.1\\r\\nhost: api\\r\\n\\r\\n")
+    answer = second.recv(1000).decode().split()
+    return {
+        "pid1": open("/proc/1/comm").read().strip(),
+        "uid": os.getuid(),
+        "played": [played, play_the_agent()],
+        "second": [answer[1], answer[-1]],
+    }
 """
 
 
@@ -195,7 +222,7 @@ def test_copies_of_a_machine(own_node, tmp_path):
     node.stop()
     del node.settings["rewind"]
     assert node.cli("fsck", "--state-dir", node.state, check=False).returncode == 0
-    [disks] = (node.state / "snapshots" / "clone").glob("*/disks.json")
+    [disks] = (node.state / "snapshots" / "clone").glob("*/guest.json")
     disks.write_text(disks.read_text().replace('"sha256":"', '"sha256":"0'))
     node.start()
     assert call() == "cold"
@@ -311,7 +338,7 @@ def test_machines_are_made_of_one_template(own_node, tmp_path):
         functions.pop()[0].delete()
         node.stop()
         assert node.cli("fsck", "--state-dir", node.state, check=False).returncode == 0
-        disks = node.state / "snapshots/@templates" / template / "disks.json"
+        disks = node.state / "snapshots/@templates" / template / "guest.json"
         disks.write_text(disks.read_text().replace('"sha256":"', '"sha256":"0'))
         node.start()
         for number, (function, files) in enumerate(functions):
@@ -404,7 +431,10 @@ def test_a_function_answers_from_its_machine(own_node, tmp_path):
     talker = Function(node, "talker")
     has_snapshot(talker, node)
     node.cli("configure", "talker", "--isolation", "instance")
-    assert talker.call({}) == {"pid1": "init", "uid": 993}
+    # Nobody takes it for the agent, and the connections that it has opened itself go on, too.
+    nothing = ["PermissionError", ""]
+    expected = {"pid1": "init", "uid": 993, "played": [nothing, nothing], "second": ["200", "pong"]}
+    assert talker.call({}) == expected
     wait_until(lambda: "hello from the machine" in talker.logs(), lambda: f"it is logged: {talker.logs()}")
     wait_until(lambda: "and from its standard error" in talker.logs(), lambda: f"it is logged: {talker.logs()}")
     error = talker.failure({"exit": True})

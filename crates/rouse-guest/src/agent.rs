@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use rouse_guest::owners::Owners;
-use rouse_guest::protocol::{self, CONTROL_PORT, Start, ToGuest, ToHost};
+use rouse_guest::protocol::{self, CONTROL_PORT, RESERVED, Start, ToGuest, ToHost};
 use rustix::process::{WaitOptions, wait};
 
 use crate::function::Function;
@@ -15,7 +15,7 @@ use crate::{fresh, network, reclaim, relay, survey};
 
 /// Connects to the host, if there is one that listens.
 pub fn connect() -> Result<File, String> {
-    network::to_host(CONTROL_PORT).map(File::from)
+    network::to_host(CONTROL_PORT, RESERVED).map(File::from)
 }
 
 /// Does what the host says, until it says that the machine is to be switched off, or is gone.

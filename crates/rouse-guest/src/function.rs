@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use rouse_guest::protocol::{OUTPUT_PORT, Start};
+use rouse_guest::protocol::{OUTPUT_PORT, RESERVED, Start};
 use rustix::mount::{MountFlags, mount};
 
 use crate::network;
@@ -94,7 +94,7 @@ impl Function {
 
 /// Where what the function prints goes: to the host, or if that does not want it, nowhere.
 fn output() -> Result<(Stdio, Stdio), String> {
-    let file = match network::to_host(OUTPUT_PORT) {
+    let file = match network::to_host(OUTPUT_PORT, RESERVED) {
         Ok(connection) => File::from(connection),
         Err(_) => File::options()
             .write(true)

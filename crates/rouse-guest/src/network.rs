@@ -2,13 +2,14 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, socket};
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, bind, connect, socket};
 
 /// The host, for connections of this kind.
 const HOST: u32 = libc::VMADDR_CID_HOST;
 
-/// Connects to `port` of the host.
-pub fn to_host(port: u32) -> Result<OwnedFd, String> {
+/// Connects to `port` of the host from one of `sources`, the first that is free.
+pub fn to_host(port: u32, sources: impl Iterator<Item = u32>) -> Result<OwnedFd, String> {
     let failed = |errno| format!("cannot connect to port {port} of the host: {errno}");
     let socket = socket(
         AddressFamily::Vsock,
@@ -17,6 +18,17 @@ pub fn to_host(port: u32) -> Result<OwnedFd, String> {
         None,
     )
     .map_err(failed)?;
+    let mut bound = Err(Errno::EADDRINUSE);
+    for source in sources {
+        bound = bind(
+            socket.as_raw_fd(),
+            &VsockAddr::new(libc::VMADDR_CID_ANY, source),
+        );
+        if bound != Err(Errno::EADDRINUSE) {
+            break;
+        }
+    }
+    bound.map_err(failed)?;
     connect(socket.as_raw_fd(), &VsockAddr::new(HOST, port)).map_err(failed)?;
     Ok(socket)
 }

@@ -1,5 +1,5 @@
 //! The conversation between the host and the agent in its guest: one JSON object a line, over a connection that the agent
-//! opens to [`CONTROL_PORT`].
+//! opens to [`CONTROL_PORT`] from one of the [`RESERVED`] ports.
 //!
 //! ```text
 //!  agent                       host
@@ -22,15 +22,20 @@
 //! Either side may be lying: lines are bounded ([`MOST`]), and what is not known is refused.
 
 use std::io::{self, BufRead, Write};
+use std::ops::RangeInclusive;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// The port of this conversation on the host.
 pub const CONTROL_PORT: u32 = 1024;
+/// From which ports of the guest the agent connects: only privileged processes may have them, so that the host can tell it from
+/// the function.
+pub const RESERVED: RangeInclusive<u32> = 512..=1023;
 /// The port that takes what the function prints.
 pub const OUTPUT_PORT: u32 = 1025;
-/// The port of the runtime API, on the host as on the guest's loopback.
+/// The port of the runtime API, on the host as on the guest's loopback. Where it can be, the relay connects from the port
+/// that its client has on loopback; from no higher one than there can be there.
 pub const API_PORT: u16 = 9001;
 /// No line is longer, in bytes: 4 KiB of environment, and what JSON makes of it.
 pub const MOST: u64 = 256 << 10;

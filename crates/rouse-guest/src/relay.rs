@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread;
 
-use rouse_guest::protocol::API_PORT;
+use rouse_guest::protocol::{API_PORT, RESERVED};
 
 use crate::network;
 
@@ -34,7 +34,11 @@ pub fn start() -> Result<(), String> {
 
 fn carry(client: TcpStream) -> io::Result<()> {
     client.set_nodelay(true)?;
-    let host = File::from(network::to_host(API_PORT.into()).map_err(io::Error::other)?);
+    // The host tells a runtime's connections apart by their ports. One that was closed a moment ago may still have the same.
+    let port = u32::from(client.peer_addr()?.port());
+    let sources = std::iter::once(port).chain(*RESERVED.end() + 1..=u16::MAX.into());
+    let host = network::to_host(API_PORT.into(), sources).map_err(io::Error::other)?;
+    let host = File::from(host);
     let (client, host) = (Arc::new(client), Arc::new(host));
     let (from, to) = (Arc::clone(&client), Arc::clone(&host));
     thread::Builder::new().spawn(move || {

@@ -15,7 +15,6 @@ use std::any::Any;
 use std::future::Future;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -31,7 +30,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use crate::refusal::chain;
 
 pub(crate) use by_kind::ByKind;
-pub use parked::ParkedStream;
+pub use parked::{Carried, ParkedStream};
 pub use sandboxes::Sandboxes;
 pub use snapshot::{ImageUse, LoadedImage, Snapshot};
 
@@ -124,7 +123,7 @@ pub enum ApiListener {
     /// A listener in the sandbox.
     Loopback(TcpListener),
     /// Whoever carries them there.
-    Carried(mpsc::Receiver<UnixStream>),
+    Carried(mpsc::Receiver<Carried>),
 }
 
 /// An instance just started, and the node's ends of its channels.

@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime};
 use rouse_guest::owners::Parts;
 pub use rouse_guest::owners::{Owner, Owners, OwnersError};
 use rouse_guest::protocol::{self, ToGuest, ToHost};
-pub use rouse_guest::protocol::{API_PORT, CONTROL_PORT, Fresh, OUTPUT_PORT, Start};
+pub use rouse_guest::protocol::{API_PORT, CONTROL_PORT, Fresh, OUTPUT_PORT, RESERVED, Start};
 
 /// A guest did not do what it was told.
 #[derive(Debug, thiserror::Error)]

@@ -12,7 +12,7 @@ use std::process::{Command, ExitCode};
 use std::sync::Arc;
 
 use rouse_sandbox::confine;
-use rouse_vmm::devices::virtio::vsock::Dialer;
+use rouse_vmm::devices::virtio::vsock::{Dialer, Ports};
 use rouse_vmm::devices::virtio::{Bus, DeviceConfig, OpenDevices, OpenDisk, Worker};
 use rouse_vmm::jail::{self, Jail};
 use rouse_vmm::{host, zygote};
@@ -58,8 +58,9 @@ const POSSIBLE: &[Attempt] = &[
             node,
             ports: vec![7],
         };
-        let mut guest = dialer.dial(7).unwrap();
-        let (port, descriptors) = confine::receive(&supervisor).unwrap().unwrap();
+        let ports = Ports { guest: 9, host: 7 };
+        let mut guest = dialer.dial(ports).unwrap();
+        let (told, descriptors) = confine::receive(&supervisor).unwrap().unwrap();
         let [stream] = <[_; 1]>::try_from(descriptors).unwrap();
         let mut stream = UnixStream::from(stream);
         guest.write_all(b"there").unwrap();
@@ -69,7 +70,7 @@ const POSSIBLE: &[Attempt] = &[
         let (_, count) = rustix::net::recv(&stream, &mut peeked[..], flags).unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
-        port == 7_u32.to_le_bytes() && (count, text.as_str()) == (5, "there")
+        told == [7, 0, 0, 0, 9, 0, 0, 0] && (count, text.as_str()) == (5, "there")
     }),
     ("devices", || {
         let flags = rustix::fs::MemfdFlags::CLOEXEC;

@@ -10,18 +10,27 @@ pub enum ParkedStream {
     /// Inside of the sandbox.
     Loopback(TcpStream),
     /// Carried out of it.
-    Carried(UnixStream),
+    Carried(Carried),
+}
+
+/// A connection of a runtime that somebody carries out of its sandbox.
+#[derive(Debug)]
+pub struct Carried {
+    /// The client's port.
+    pub port: u16,
+    /// What comes of it.
+    pub stream: UnixStream,
 }
 
 impl ParkedStream {
-    /// The client's port; 0 where connections are carried, and are not told apart by it.
+    /// The client's port.
     ///
     /// # Errors
     /// If the client is gone.
     pub fn port(&self) -> io::Result<u16> {
         match self {
             Self::Loopback(stream) => Ok(stream.peer_addr()?.port()),
-            Self::Carried(_) => Ok(0),
+            Self::Carried(carried) => Ok(carried.port),
         }
     }
 
@@ -32,7 +41,7 @@ impl ParkedStream {
     pub fn set_nonblocking(&self, on: bool) -> io::Result<()> {
         match self {
             Self::Loopback(stream) => stream.set_nonblocking(on),
-            Self::Carried(stream) => stream.set_nonblocking(on),
+            Self::Carried(carried) => carried.stream.set_nonblocking(on),
         }
     }
 
@@ -43,7 +52,7 @@ impl ParkedStream {
     pub fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Loopback(stream) => Write::write(&mut { stream }, bytes),
-            Self::Carried(stream) => Write::write(&mut { stream }, bytes),
+            Self::Carried(carried) => Write::write(&mut &carried.stream, bytes),
         }
     }
 
@@ -55,7 +64,10 @@ impl ParkedStream {
         self.set_nonblocking(true)?;
         match self {
             Self::Loopback(stream) => tokio::net::TcpStream::from_std(stream)?.readable().await,
-            Self::Carried(stream) => tokio::net::UnixStream::from_std(stream)?.readable().await,
+            Self::Carried(carried) => {
+                let stream = tokio::net::UnixStream::from_std(carried.stream)?;
+                stream.readable().await
+            }
         }
     }
 }

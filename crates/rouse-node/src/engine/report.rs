@@ -8,7 +8,7 @@ use rouse_process::instance::ExitReason;
 
 use super::runner::Ended;
 use crate::metrics::counters::ErrorKind;
-use crate::runtime_api::server::MAX_RESPONSE;
+use crate::runtime_api::routes::MAX_RESPONSE;
 use crate::runtime_api::session::RuntimeAnswer;
 
 /// What the caller gets.

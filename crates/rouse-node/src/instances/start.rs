@@ -17,7 +17,7 @@ use crate::function::arn::FunctionRef;
 use crate::function::record::SnapshotPoint;
 use crate::node::Node;
 use crate::refusal::Refusal;
-use crate::runtime_api::server::WakesAs;
+use crate::runtime_api::answers::WakesAs;
 
 /// Most instances that one operation makes.
 const MOST_AT_ONCE: u32 = 1000;

@@ -15,7 +15,7 @@ use crate::boot::{LoadedImage, Purpose};
 use crate::engine::build::remove_directory;
 use crate::function::record::SnapshotPoint;
 use crate::node::Node;
-use crate::runtime_api::server;
+use crate::runtime_api::answers;
 use crate::runtime_api::session::{Phase, Session};
 use rouse_process::launcher::Residency;
 
@@ -81,7 +81,7 @@ impl Node {
         remove_directory(directory.clone()).await;
         let booted = template.restore(spec).await;
         let booted = booted.map_err(|error| error.to_string())?;
-        let answer = server::template_answer(spec);
+        let answer = answers::template(spec);
         let mut process = Attended::new(booted, Session::started(true), Some(answer))?;
         let parked = process.parked(LIMIT, |phase| match phase {
             Phase::Parked {

@@ -49,7 +49,7 @@ use crate::machine::Ended;
 use crate::vcpu::VcpuCount;
 use messages::{Answer, Fresh, GivenLayer, Order, Parts};
 
-pub use crate::devices::virtio::vsock::Connections;
+pub use crate::devices::virtio::vsock::{Connections, Incoming, Ports};
 pub use inside::main as vmm_main;
 
 /// The VMM's control socket.

@@ -15,7 +15,7 @@ use rouse_vmm::Ended;
 use rouse_vmm::agent::{API_PORT, Agent, CONTROL_PORT, OUTPUT_PORT};
 use rouse_vmm::devices::virtio::Disk;
 use rouse_vmm::jail::Jail;
-use rouse_vmm::zygote::{Connections, GivenConnections, GivenDevices, GivenPool, Ready};
+use rouse_vmm::zygote::{Connections, GivenConnections, GivenDevices, GivenPool, Incoming, Ready};
 use serde_json::Value;
 
 use crate::api::Api;
@@ -75,8 +75,8 @@ pub fn answers(pager: &PagerHandle, directory: &Path, disks: &[Disk], id: u32) -
     assert_eq!(running.wait().expect("it is switched off"), Ended::Off);
     let more = std::iter::from_fn(|| connections.accept().expect("it can wait"));
     let asked = more
-        .filter(|(port, _)| *port == u32::from(API_PORT))
-        .any(|(_, stream)| guest::asks(stream));
+        .filter(|incoming| incoming.ports.host == u32::from(API_PORT))
+        .any(|incoming| guest::asks(incoming.stream));
     assert!(!asked, "the runtime has connected again");
     assert!(pager.stats().faults > faults);
     answer
@@ -86,13 +86,11 @@ pub fn answers(pager: &PagerHandle, directory: &Path, disks: &[Disk], id: u32) -
 fn first_two(connections: &Connections) -> (Agent, Api, Vec<UnixStream>) {
     let (mut agent, mut api, mut rest) = (None, None, Vec::new());
     while agent.is_none() || api.is_none() {
-        let (port, stream) = connections
-            .accept()
-            .expect("it can wait")
-            .expect("the VMM is there");
-        if port == CONTROL_PORT {
+        let incoming = connections.accept().expect("it can wait");
+        let Incoming { ports, stream } = incoming.expect("the VMM is there");
+        if ports.host == CONTROL_PORT {
             agent = Some(Agent::new(stream, PATIENCE).expect("it is a socket"));
-        } else if port == u32::from(API_PORT) && api.is_none() {
+        } else if ports.host == u32::from(API_PORT) && api.is_none() {
             stream
                 .set_read_timeout(Some(PATIENCE))
                 .expect("it can be set");

@@ -12,6 +12,7 @@ use rouse_snapshot::model::PAGE_SIZE;
 use rouse_vmm::agent;
 
 use super::image::{MachineImage, Parent, Parts};
+use super::known::GuestKnows;
 use super::live::{Machine, SharedVmm};
 use super::loaded::loaded;
 use super::seals::Seal;
@@ -39,10 +40,11 @@ impl Original {
 }
 
 impl Inner {
-    /// Takes a snapshot in memory of a machine whose function waits for an event. Blocks.
+    /// Takes a snapshot in memory of a machine whose function waits for an event on the connection from port `parked`. Blocks.
     pub(super) fn branch(
         self: &Arc<Self>,
         original: &Original,
+        parked: u16,
         spec: &LaunchSpec,
     ) -> Result<Branch, BranchError> {
         let refused = |error: BootError| BranchError::Refused(error.reason);
@@ -83,7 +85,10 @@ impl Inner {
             snapshot,
             // No other pool is called so.
             identity: identity.random,
-            seals,
+            known: GuestKnows {
+                parked,
+                disks: seals,
+            },
             parents,
             is_template: false,
             directory: None,

@@ -21,10 +21,11 @@ use rouse_vmm::zygote::GivenPool;
 use tokio::runtime::Handle;
 
 use super::TENANT;
+use super::known::GuestKnows;
 use super::learning::{self, Learning};
 use super::prepare::DiskImage;
 use super::report;
-use super::seals::Seal;
+
 use crate::boot::{Booted, ImageUse};
 
 /// A loaded snapshot of a machine.
@@ -33,8 +34,7 @@ pub struct MachineImage {
     pub snapshot: MachineSnapshot,
     /// By which a store knows its pool.
     pub identity: [u8; 32],
-    /// The disks that the guest knew.
-    pub seals: Vec<Seal>,
+    pub known: GuestKnows,
     /// What else its memory lies in, in the order in which the snapshot refers to it.
     parents: Vec<Parent>,
     /// It knows no function and no package: functions are made of it.
@@ -65,7 +65,7 @@ impl Waits for Booted {
 pub struct Parts {
     pub snapshot: MachineSnapshot,
     pub identity: [u8; 32],
-    pub seals: Vec<Seal>,
+    pub known: GuestKnows,
     pub parents: Vec<Parent>,
     pub is_template: bool,
     pub directory: Option<PathBuf>,
@@ -164,7 +164,7 @@ impl MachineImage {
         Self {
             snapshot: parts.snapshot,
             identity: parts.identity,
-            seals: parts.seals,
+            known: parts.known,
             parents: parts.parents,
             is_template: parts.is_template,
             directory: parts.directory,

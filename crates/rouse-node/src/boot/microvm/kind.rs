@@ -110,14 +110,14 @@ impl Boot for MicroVms {
         &'a self,
         live: Box<dyn Live>,
         purpose: Purpose,
-        _parked_port: u16,
+        parked_port: u16,
         spec: &'a LaunchSpec,
         dir: &'a Path,
     ) -> BoxFuture<'a, Result<CheckpointReport, BootError>> {
         let (inner, spec, dir) = (Arc::clone(&self.0), spec.clone(), dir.to_owned());
         Box::pin(written(live, move |machine| match purpose {
-            Purpose::Function => inner.checkpoint(machine, &spec, &dir),
-            Purpose::Template => inner.checkpoint_template(machine, &spec, &dir),
+            Purpose::Function => inner.checkpoint(machine, parked_port, &spec, &dir),
+            Purpose::Template => inner.checkpoint_template(machine, parked_port, &spec, &dir),
             Purpose::Specimen => Err(BootError::new("templates of machines have no specimens")),
         }))
     }
@@ -125,7 +125,7 @@ impl Boot for MicroVms {
     fn branch<'a>(
         &'a self,
         live: &'a dyn Live,
-        _parked_port: u16,
+        parked_port: u16,
         spec: &'a LaunchSpec,
     ) -> BoxFuture<'a, Result<Branch, BranchError>> {
         let (inner, spec) = (Arc::clone(&self.0), spec.clone());
@@ -135,7 +135,8 @@ impl Boot for MicroVms {
             let original = original.ok_or_else(|| {
                 BranchError::Refused("it was started by another kind of sandbox".to_owned())
             })?;
-            let task = tokio::task::spawn_blocking(move || inner.branch(&original, &spec));
+            let task =
+                tokio::task::spawn_blocking(move || inner.branch(&original, parked_port, &spec));
             task.await
                 .unwrap_or_else(|error| Err(BranchError::Ended(error.to_string())))
         })

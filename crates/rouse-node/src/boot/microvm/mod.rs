@@ -20,12 +20,13 @@
 //! | where its pages are | `placement.rs` |
 //! | what calls touch of it | `learning.rs` |
 //! | what a template of machines depends on | `template.rs` |
-//! | disks: the package as an image, and digests of all | `packages.rs`, `seals.rs` |
+//! | disks: the package as an image, and digests of all; what the guest of a snapshot knew | `packages.rs`, `seals.rs`, `known.rs` |
 
 mod branch;
 mod cold;
 mod image;
 mod kind;
+mod known;
 mod learning;
 mod life;
 mod live;

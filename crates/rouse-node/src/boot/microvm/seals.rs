@@ -1,11 +1,10 @@
 //! What tells that a machine's disks are those that its guest knew when it was written down.
 //!
-//! A guest keeps parts of its disks in memory. With others they would be mixed, silently. So their digests lie beside the snapshot,
-//! in a file of the snapshot's directory, and a copy is started only with disks that have the same. A template knows no package: that
-//! disk has no seal there.
+//! A guest keeps parts of its disks in memory. With others they would be mixed, silently. So their digests lie beside the snapshot
+//! (`known.rs`), and a copy is started only with disks that have the same. A template knows no package: that disk has no seal there.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -15,10 +14,6 @@ use rouse_vmm::devices::virtio::Disk;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// Its name in the snapshot's directory.
-const FILE: &str = "disks.json";
-/// A larger file is none.
-const MOST: u64 = 64 << 10;
 /// Bytes that are read at a time.
 const PIECE: usize = 256 << 10;
 
@@ -102,25 +97,10 @@ impl Seals {
     }
 }
 
-/// Writes them beside a snapshot.
-pub fn write(directory: &Path, seals: &[Seal]) -> io::Result<()> {
-    let path = directory.join(FILE);
-    fs::write(&path, serde_json::to_vec(seals)?)?;
-    File::open(&path)?.sync_all()?;
-    File::open(directory)?.sync_all()
-}
-
-/// Reads those of a snapshot.
-pub fn read(directory: &Path) -> io::Result<Vec<Seal>> {
-    let path = directory.join(FILE);
-    match fs::metadata(&path)?.len() {
-        0..=MOST => Ok(serde_json::from_slice(&fs::read(path)?)?),
-        _ => Err(io::ErrorKind::InvalidData.into()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -138,15 +118,9 @@ mod tests {
         let identity = before[0].identity().unwrap();
         assert_eq!(identity[..], Sha256::digest("one")[..]);
         assert_eq!(seals.of(&disks).unwrap(), before);
-        write(directory.path(), &before).unwrap();
-        assert_eq!(read(directory.path()).unwrap(), before);
         // Of the same size, in place of the other.
         fs::write(directory.path().join("new"), "two").unwrap();
         fs::rename(directory.path().join("new"), &image).unwrap();
         assert_ne!(seals.of(&disks).unwrap(), before);
-        for damaged in ["", "[", "[{}]", r#"[{"place":"/","sha256":"","more":1}]"#] {
-            fs::write(directory.path().join(FILE), damaged).unwrap();
-            assert!(read(directory.path()).is_err(), "{damaged}");
-        }
     }
 }

@@ -15,16 +15,18 @@ use rouse_vmm::snapshot::{load_owners, store_owners};
 use rouse_vmm::zygote::{GivenPool, ZygoteError};
 
 use super::image::{MachineImage, Parent, Parts, stored_bytes};
+use super::known::GuestKnows;
 use super::live::{Machine, SharedVmm};
 use super::prepare::DiskImage;
-use super::seals::{self, Seal};
+use super::seals::Seal;
 use super::{BootError, Inner, PACKAGE, TENANT};
 
 impl Inner {
-    /// Writes the machine of a template down, and ends it.
+    /// Writes the machine of a template down, whose runtime is parked on the connection from port `parked`, and ends it.
     pub(super) fn checkpoint_template(
         &self,
         machine: Machine,
+        parked: u16,
         spec: &LaunchSpec,
         dir: &Path,
     ) -> Result<CheckpointReport, BootError> {
@@ -33,22 +35,24 @@ impl Inner {
         if !machine.is_template || !empty {
             return Err(BootError::new("the machine was not started as a template"));
         }
-        self.write_down(machine, spec, dir, Domain::Templates)
+        self.write_down(machine, parked, spec, dir, Domain::Templates)
     }
 
-    /// Writes the machine of a function down, and ends it.
+    /// The same of a function.
     pub(super) fn checkpoint(
         &self,
         machine: Machine,
+        parked: u16,
         spec: &LaunchSpec,
         dir: &Path,
     ) -> Result<CheckpointReport, BootError> {
-        self.write_down(machine, spec, dir, Domain::Tenant)
+        self.write_down(machine, parked, spec, dir, Domain::Tenant)
     }
 
     fn write_down(
         &self,
         machine: Machine,
+        parked: u16,
         spec: &LaunchSpec,
         dir: &Path,
         domain: Domain,
@@ -90,8 +94,9 @@ impl Inner {
         let identity = stored.map_err(|error| failed(&error))?.binding.pool;
         store_owners(dir, &identity, &owners).map_err(|error| failed(&error))?;
         // Last: without them there is no snapshot.
-        let seals: Vec<Seal> = images.into_iter().map(|image| image.seal).collect();
-        seals::write(dir, &seals).map_err(|error| failed(&error))?;
+        let disks = images.into_iter().map(|image| image.seal).collect();
+        let known = GuestKnows { parked, disks };
+        known.write(dir).map_err(|error| failed(&error))?;
         Ok(CheckpointReport {
             pause_us,
             resident_bytes: pool.pages() * PAGE_SIZE,
@@ -113,11 +118,11 @@ impl Inner {
         let name = store.name_of(dir).map_err(|error| failed(&error))?;
         let stored = store.open_as::<MachineSnapshot>(&name);
         let stored = stored.map_err(|error| failed(&error))?;
-        let seals = seals::read(dir).map_err(|error| {
+        let known = GuestKnows::read(dir).map_err(|error| {
             BootError::new(format!("the list of its disks is damaged: {error}"))
         })?;
         let is_template = stored.binding.domain == Domain::Templates;
-        let of_package = seals.iter().any(|seal| seal.place() == PACKAGE);
+        let of_package = known.disks.iter().any(|seal| seal.place() == PACKAGE);
         if is_template == of_package {
             return Err(BootError::new(
                 "the list of its disks is that of another kind of snapshot",
@@ -129,7 +134,7 @@ impl Inner {
             .cloned()
             .collect();
         let parents: Option<Vec<Parent>> = parents
-            .map(|parent| find_parent(parent, &seals, &templates))
+            .map(|parent| find_parent(parent, &known.disks, &templates))
             .collect();
         let parents = parents.ok_or_else(|| {
             BootError::new(
@@ -151,7 +156,7 @@ impl Inner {
             stored_bytes: stored_bytes(&stored),
             snapshot: stored.snapshot,
             identity,
-            seals,
+            known,
             parents,
             is_template,
             directory: Some(dir.to_owned()),

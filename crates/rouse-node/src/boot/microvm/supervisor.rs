@@ -14,8 +14,8 @@ use rouse_pool::keeper::Registration;
 use rouse_process::instance::{ExitReason, Failure};
 use rouse_sandbox::LentGroup;
 use rouse_vmm::Ended;
-use rouse_vmm::agent::{self, API_PORT, Agent, AgentError, CONTROL_PORT, OUTPUT_PORT};
-use rouse_vmm::zygote::{Connections, ZygoteError};
+use rouse_vmm::agent::{self, API_PORT, Agent, AgentError, CONTROL_PORT, OUTPUT_PORT, RESERVED};
+use rouse_vmm::zygote::{Connections, Incoming, ZygoteError};
 use tokio::net::unix::pipe;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -25,6 +25,7 @@ use super::life::Begin;
 use super::live::SharedVmm;
 use super::state::{Paused, State};
 use super::users::User;
+use crate::boot::Carried;
 
 /// For each answer of the agent. Who waits for the function has limits of their own, and ends the machine at them.
 pub const PATIENCE: Duration = Duration::from_secs(600);
@@ -65,16 +66,7 @@ impl Supervisor {
     fn run(self, exit: &Arc<watch::Sender<Option<ExitReason>>>) {
         loop {
             match self.connections.accept() {
-                Ok(Some((CONTROL_PORT, stream))) => self.talk(stream, exit),
-                Ok(Some((OUTPUT_PORT, stream))) => {
-                    let log = self.state.life(|life| life.log.try_clone());
-                    self.copy(stream, log);
-                }
-                Ok(Some((port, stream))) if port == u32::from(API_PORT) => {
-                    self.state.life(|life| life.take_api(stream));
-                }
-                // A port that nobody has.
-                Ok(Some(_)) => {}
+                Ok(Some(incoming)) => self.take(incoming, exit),
                 Ok(None) => break,
                 Err(error) => {
                     tracing::warn!(%error, "the connections of a machine cannot be taken; it is ended");
@@ -92,6 +84,31 @@ impl Supervisor {
         // Whoever waits for its connections hears that none come any more.
         state.end_life();
         note(exit, how);
+    }
+
+    /// The guest has opened a connection, or has brought one along.
+    fn take(
+        &self,
+        Incoming { ports, stream }: Incoming,
+        exit: &Arc<watch::Sender<Option<ExitReason>>>,
+    ) {
+        match ports.host {
+            // Any other is the function, which plays the agent.
+            CONTROL_PORT if RESERVED.contains(&ports.guest) => self.talk(stream, exit),
+            OUTPUT_PORT => {
+                let log = self.state.life(|life| life.log.try_clone());
+                self.copy(stream, log);
+            }
+            port if port == u32::from(API_PORT) => {
+                // The relay has no other ports.
+                if let Ok(port) = u16::try_from(ports.guest) {
+                    let carried = Carried { port, stream };
+                    self.state.life(|life| life.take_api(carried));
+                }
+            }
+            // Nobody listens there.
+            _ => {}
+        }
     }
 
     /// The agent has come: a thread has it start the function, or lets that go on, and hears how it ends.

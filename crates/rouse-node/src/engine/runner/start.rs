@@ -15,8 +15,8 @@ use crate::engine::lifecycle::State;
 use crate::function::record::SnapshotPoint;
 use crate::logs::capture::Capture;
 use crate::logs::files::FunctionLog;
-use crate::runtime_api::server;
 use crate::runtime_api::session::{Event, RuntimeAnswer, Session};
+use crate::runtime_api::{answers, server};
 use crate::serving::policy::SandboxChoice;
 
 impl Runner {
@@ -61,7 +61,7 @@ impl Runner {
         let mut parts = serve(&mut booted, Arc::clone(&session), log)?;
         let parked = parked.ok_or(io::ErrorKind::NotConnected)?;
         let port = parked.port()?;
-        let answer = server::template_answer(&revision.launches.snapshot);
+        let answer = answers::template(&revision.launches.snapshot);
         answer_parked(parked, port, answer, session, &mut parts.tasks)?;
         parts.with(booted, revision, count, State::Booting)
     }
@@ -81,13 +81,13 @@ impl Runner {
         let mut parts = serve(&mut booted, Arc::clone(&session), log)?;
         let mut answer = None;
         let bytes = match (point, event) {
-            (SnapshotPoint::RestoreWithEvent, None) => Some(server::restore_answer()),
+            (SnapshotPoint::RestoreWithEvent, None) => Some(answers::restore()),
             (SnapshotPoint::RestoreNext, event) => {
                 if let Some((event, version)) = event {
                     parts.capture.begin(&event.request_id, version);
                     answer = Some(session.begin(event));
                 }
-                Some(server::restore_answer())
+                Some(answers::restore())
             }
             (
                 SnapshotPoint::InvocationNext | SnapshotPoint::RestoreWithEvent,
@@ -98,7 +98,7 @@ impl Runner {
                     parts.capture.begin(&event.request_id, version);
                 }
                 answer = Some(session.begin_parked(&event));
-                Some(server::event_answer(&event))
+                Some(answers::event(&event))
             }
             (SnapshotPoint::InvocationNext, None) => None,
         };

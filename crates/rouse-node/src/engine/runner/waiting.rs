@@ -13,7 +13,8 @@ use crate::engine::function::Revision;
 use crate::engine::lifecycle::{State, Step};
 use crate::function::record::SnapshotPoint;
 use crate::logs::files::FunctionLog;
-use crate::runtime_api::server::{self, WakesAs};
+use crate::runtime_api::answers::WakesAs;
+use crate::runtime_api::server;
 use crate::runtime_api::session::{Next, Session};
 
 /// How long a runtime may take from its answer until it asks for more.

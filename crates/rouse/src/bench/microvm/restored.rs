@@ -14,7 +14,9 @@ use rouse_snapshot::model::PAGE_SIZE;
 use rouse_vmm::agent::{self, API_PORT, Agent, CONTROL_PORT, OUTPUT_PORT};
 use rouse_vmm::devices::virtio::Disk;
 use rouse_vmm::jail::Jail;
-use rouse_vmm::zygote::{Connections, GivenConnections, GivenDevices, GivenPool, Ready, Running};
+use rouse_vmm::zygote::{
+    Connections, GivenConnections, GivenDevices, GivenPool, Incoming, Ready, Running,
+};
 use serde::Serialize;
 
 use super::PATIENCE;
@@ -200,7 +202,8 @@ impl Open {
     fn accept(connections: &Connections) -> Result<Self, Failed> {
         let (mut agent, mut api, mut output, mut more) = (None, None, None, 0);
         loop {
-            let (port, stream) = connections.accept()?.ok_or("the VMM has ended")?;
+            let Incoming { ports, stream } = connections.accept()?.ok_or("the VMM has ended")?;
+            let port = ports.host;
             if port == CONTROL_PORT && agent.is_none() {
                 agent = Some(Agent::new(stream, PATIENCE)?);
             } else if port == u32::from(API_PORT) && api.is_none() {
@@ -234,8 +237,8 @@ impl Open {
         } = self;
         agent.off()?;
         running.wait()?;
-        while let Some((port, stream)) = connections.accept()? {
-            if port == OUTPUT_PORT && output.is_none() {
+        while let Some(Incoming { ports, stream }) = connections.accept()? {
+            if ports.host == OUTPUT_PORT && output.is_none() {
                 output = Some(stream);
             } else {
                 more += 1;

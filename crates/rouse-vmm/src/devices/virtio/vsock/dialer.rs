@@ -1,8 +1,8 @@
 //! How a connection of the guest reaches the node.
 //!
 //! ```text
-//!  in a directory:  dial(port) ── connect ──────────> Unix socket `port`, where the node listens
-//!  handed over:     dial(port) ── socketpair ── one end, and `port` ──> Connections::accept
+//!  in a directory:  dial(ports) ── connect ──────────> Unix socket named as the host's port, where the node listens
+//!  handed over:     dial(ports) ── socketpair ── one end, and both ports ──> Connections::accept
 //! ```
 //!
 //! The second way is for a VMM in its jail: it can name no file, so no socket either. It needs no answer from the node, so that
@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
+use super::Ports;
 use rouse_sandbox::confine;
 use rustix::fs::OFlags;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
@@ -32,33 +33,42 @@ pub enum Dialer {
 }
 
 impl Dialer {
-    /// A socket whose other end is the node's, for `port`. Neither this nor the socket waits.
+    /// A socket whose other end is the node's, for a connection between these ports. Neither this nor the socket waits.
     ///
     /// # Errors
     /// If nobody listens, or the node does not take what is there already.
-    pub fn dial(&self, port: u32) -> io::Result<UnixStream> {
+    pub fn dial(&self, ports: Ports) -> io::Result<UnixStream> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         match self {
             Self::Directory(directory) => {
-                let address = SocketAddrUnix::new(directory.join(port.to_string()))?;
+                let address = SocketAddrUnix::new(directory.join(ports.host.to_string()))?;
                 // Where nobody accepts, the queue of the socket gets full, and this fails.
                 let socket: OwnedFd =
                     rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
                 rustix::net::connect(&socket, &address)?;
                 Ok(socket.into())
             }
-            Self::Handed { node, ports } => {
-                if !ports.contains(&port) {
+            Self::Handed { node, ports: open } => {
+                if !open.contains(&ports.host) {
                     return Err(io::ErrorKind::ConnectionRefused.into());
                 }
                 let (ours, theirs) =
                     rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
                 // Fails when the node does not take what is there already.
-                confine::send(node, &port.to_le_bytes(), &[theirs.as_fd()])?;
+                confine::send(node, &to_bytes(ports), &[theirs.as_fd()])?;
                 Ok(ours.into())
             }
         }
     }
+}
+
+/// A connection that comes out of a machine.
+#[derive(Debug)]
+pub struct Incoming {
+    /// Between which ports. The guest's kernel gives the guest's ports below 1024 to privileged processes only.
+    pub ports: Ports,
+    /// It waits for what it does.
+    pub stream: UnixStream,
 }
 
 /// The node's side: takes the connections of one machine.
@@ -77,28 +87,40 @@ impl Connections {
         Ok((Self(ours), theirs))
     }
 
-    /// Waits for the next connection: its port and its stream, which waits for what it does. `None` when the VMM is gone.
+    /// Waits for the next connection. `None` when the VMM is gone.
     ///
     /// A VMM may be its guest's by now: what is no connection is passed over.
     ///
     /// # Errors
     /// If the system refuses to wait.
-    pub fn accept(&self) -> io::Result<Option<(u32, UnixStream)>> {
+    pub fn accept(&self) -> io::Result<Option<Incoming>> {
         while let Some((bytes, descriptors)) = confine::receive(&self.0)? {
-            let (Ok(port), Ok([socket])) = (
-                <[u8; 4]>::try_from(bytes),
-                <[OwnedFd; 1]>::try_from(descriptors),
-            ) else {
+            let (Some(ports), Ok([socket])) =
+                (from_bytes(&bytes), <[OwnedFd; 1]>::try_from(descriptors))
+            else {
                 continue;
             };
             if is_stream(&socket) {
                 let stream = UnixStream::from(socket);
                 stream.set_nonblocking(false)?;
-                return Ok(Some((u32::from_le_bytes(port), stream)));
+                return Ok(Some(Incoming { ports, stream }));
             }
         }
         Ok(None)
     }
+}
+
+/// How the VMM tells the node.
+fn to_bytes(ports: Ports) -> [u8; 8] {
+    (u64::from(ports.guest) << 32 | u64::from(ports.host)).to_le_bytes()
+}
+
+fn from_bytes(bytes: &[u8]) -> Option<Ports> {
+    let (host, guest) = bytes.split_first_chunk::<4>()?;
+    Some(Ports {
+        guest: u32::from_le_bytes(guest.try_into().ok()?),
+        host: u32::from_le_bytes(*host),
+    })
 }
 
 /// A connected one, not any other file: of those, reading may have effects.
@@ -120,23 +142,29 @@ mod tests {
         (connections, Dialer::Handed { node, ports })
     }
 
+    fn to(host: u32) -> Ports {
+        Ports { guest: 2000, host }
+    }
+
     #[test]
-    fn a_connection_is_handed_over_with_its_port() {
+    fn a_connection_is_handed_over_with_its_ports() {
         let (connections, dialer) = pair(&[9001, 1024]);
         for port in [1024, 9001] {
-            let mut guest = dialer.dial(port).expect("somebody listens");
+            let ports = Ports {
+                guest: 70_000 + port,
+                host: port,
+            };
+            let mut guest = dialer.dial(ports).expect("somebody listens");
             guest.write_all(b"hello").expect("there is room");
-            let (found, mut node) = connections
-                .accept()
-                .expect("it can wait")
-                .expect("the VMM is there");
-            assert_eq!(found, port);
+            let found = connections.accept().expect("it can wait");
+            let mut found = found.expect("the VMM is there");
+            assert_eq!(found.ports, ports);
             drop(guest);
             let mut text = String::new();
-            node.read_to_string(&mut text).expect("it is text");
+            found.stream.read_to_string(&mut text).expect("it is text");
             assert_eq!(text, "hello");
         }
-        let refused = dialer.dial(1025).expect_err("nobody listens");
+        let refused = dialer.dial(to(1025)).expect_err("nobody listens");
         assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
         drop(dialer);
         assert!(connections.accept().expect("it can wait").is_none());
@@ -152,7 +180,7 @@ mod tests {
         sockopt::set_socket_send_buffer_size(node, 0).expect("it can be small");
         let mut open = Vec::new();
         let error = (0..100)
-            .find_map(|_| dialer.dial(1).map(|stream| open.push(stream)).err())
+            .find_map(|_| dialer.dial(to(1)).map(|stream| open.push(stream)).err())
             .expect("the buffer is full");
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
         assert!(!open.is_empty());
@@ -170,7 +198,7 @@ mod tests {
         let (datagrams, _other) =
             std::os::unix::net::UnixDatagram::pair().expect("sockets can be made");
         let (stream, _other) = UnixStream::pair().expect("sockets can be made");
-        let port = 7_u32.to_le_bytes();
+        let port = to_bytes(to(7));
         let send = |bytes: &[u8], with: &[std::os::fd::BorrowedFd<'_>]| {
             confine::send(node, bytes, with).expect("it is taken");
         };
@@ -178,9 +206,10 @@ mod tests {
         send(&port, &[listens.as_fd()]);
         send(&port, &[datagrams.as_fd()]);
         send(&port, &[]);
-        send(&port[..3], &[stream.as_fd()]);
+        send(&port[..7], &[stream.as_fd()]);
+        send(&[0; 9], &[stream.as_fd()]);
         send(&port, &[stream.as_fd(), stream.as_fd()]);
-        let _guest = dialer.dial(7).expect("somebody listens");
+        let _guest = dialer.dial(to(7)).expect("somebody listens");
         drop(dialer);
         assert!(connections.accept().expect("it can wait").is_some());
         assert!(connections.accept().expect("it can wait").is_none());

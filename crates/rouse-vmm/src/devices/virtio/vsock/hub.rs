@@ -110,7 +110,7 @@ impl Hub {
         if self.connections.len() >= MOST_CONNECTIONS {
             return self.refuse(ports);
         }
-        let Ok(stream) = self.dialer.dial(ports.host) else {
+        let Ok(stream) = self.dialer.dial(ports) else {
             return self.refuse(ports);
         };
         let mut connection = Connection::new(ports, credit, stream);
@@ -236,7 +236,7 @@ impl Hub {
         connections.sort_by_key(|saved| (saved.ports().host, saved.ports().guest));
         for saved in connections {
             let ports = saved.ports();
-            let again = self.dialer.dial(ports.host);
+            let again = self.dialer.dial(ports);
             let inserted =
                 again.and_then(|stream| self.insert(Connection::with_state(saved, stream)));
             if inserted.is_err() {

@@ -12,7 +12,7 @@ mod dialer;
 mod hub;
 mod packet;
 
-pub use dialer::{Connections, Dialer};
+pub use dialer::{Connections, Dialer, Incoming};
 pub use packet::{Credit, HEADER, Operation, Packet, PacketError, Ports};
 
 use std::io;

@@ -1,11 +1,22 @@
+//! Conversations of runtimes with the node.
+
+use std::sync::Arc;
 use std::time::Duration;
 
-use http_body_util::Empty;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request};
+use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Frame;
 use hyper::client::conn::http1::SendRequest;
+use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 
-use super::super::session::Phase;
-use super::*;
+use super::answers;
+use super::routes::*;
+use super::server::*;
+use super::session::*;
 use crate::function::record::SnapshotPoint;
 
 type Body = http_body_util::combinators::BoxBody<Bytes, std::io::Error>;
@@ -154,7 +165,7 @@ async fn the_next_invocation_may_come_with_the_reply_to_an_answer() {
     ));
     let is_parked = |phase: &Phase| matches!(phase, Phase::Parked { .. });
     phases.wait_for(is_parked).await.unwrap();
-    assert_eq!(session.state(), super::super::session::RuntimeState::Ready);
+    assert_eq!(session.state(), RuntimeState::Ready);
 
     let second = session.begin(event("2"));
     let ((status, headers, body), mut client) = waiting.await.unwrap();
@@ -385,9 +396,9 @@ async fn the_parked_request_is_answered_and_the_connection_goes_on() {
         let session = Arc::new(Session::restored(point));
         let event = event("{\"n\":2}");
         let (bytes, answer) = match point {
-            SnapshotPoint::RestoreNext => (restore_answer(), session.begin(event.clone())),
+            SnapshotPoint::RestoreNext => (answers::restore(), session.begin(event.clone())),
             SnapshotPoint::RestoreWithEvent | SnapshotPoint::InvocationNext => {
-                (event_answer(&event), session.begin_parked(&event))
+                (answers::event(&event), session.begin_parked(&event))
             }
         };
         let mut tasks = JoinSet::new();
