@@ -8,7 +8,10 @@
 //!     | mapping registered | each instance holds a pin
 //! ```
 //! Without a pager on the host, an image is [`Whole`](ImageMemory::Whole): always resident. [`Far`](ImageMemory::Far) is
-//! a copy of all pages in a file on far memory, in the place of a paged pool that has let its pages go.
+//! a copy of all pages in a file on far memory, in the place of a paged pool that has let its pages go. Which of them
+//! new instances map, and what follows when that changes, is [`PlacedMemory`]'s.
+
+mod placed;
 
 use std::fs::File;
 use std::io;
@@ -17,6 +20,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub use placed::{MemoryOwner, PlacedMemory};
 
 use crate::keeper::{PagerError, PagerHandle};
 use crate::{

@@ -1,9 +1,9 @@
 //! A snapshot in memory, verified and compiled, ready to be restored any number of times.
 
 mod behind;
-mod far;
 mod files;
 mod learning;
+mod placement;
 mod programs;
 pub(crate) mod registered;
 pub(crate) mod resemblance;
@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
 use rouse_pool::cost::{CostInputs, MapOrCopy};
-use rouse_pool::memory::ImageMemory;
+use rouse_pool::memory::{ImageMemory, PlacedMemory};
 use rouse_snapshot::model::{DescriptionKind, ParentPool, ProcessSnapshot};
 use rouse_snapshot::page_class::hot_pool_pages;
 use rouse_snapshot::working_set::SnapshotBinding;
@@ -78,9 +78,7 @@ pub enum ImageError {
 pub struct Image {
     snapshot: ProcessSnapshot,
     /// Exchanged when the snapshot is stored anew: instances that run keep what they have.
-    memory: RwLock<Arc<ImageMemory>>,
-    /// Why its pages had to leave far memory, the last time they had to.
-    far_problem: Mutex<Option<String>>,
+    memory: PlacedMemory,
     /// How the pool lies on disk.
     stowage: Stowage,
     /// Pages that a call is expected to touch. Kept, because it is asked for all the time and seldom changes.
@@ -179,8 +177,7 @@ impl Image {
         };
         let image = Self {
             snapshot,
-            memory: RwLock::new(Arc::new(memory)),
-            far_problem: Mutex::new(None),
+            memory: PlacedMemory::new(memory),
             stowage,
             expected_pages: AtomicU64::new(0),
             is_shared,
@@ -447,36 +444,6 @@ impl Image {
             pool: self.identity,
             pages: self.snapshot.pool_pages,
         }
-    }
-
-    /// The memory that instances map which start now. What was lost on far memory is left behind first.
-    pub(crate) fn memory(&self) -> Arc<ImageMemory> {
-        let memory = {
-            let memory = self.memory.read().unwrap_or_else(PoisonError::into_inner);
-            memory.clone()
-        };
-        match memory.far_file().map(rouse_pool::FarPool::check) {
-            Some(Err(error)) => self.leave_lost(&memory, &error),
-            _ => memory,
-        }
-    }
-
-    /// Has instances that start from now on map another pool of the same contents.
-    pub(crate) fn set_memory(&self, memory: Arc<ImageMemory>) {
-        *self.memory.write().unwrap_or_else(PoisonError::into_inner) = memory;
-    }
-
-    /// Its own memory and that of its parents, in the order in which runs number pools. What an instance maps and what
-    /// it relies on must come from one and the same answer.
-    pub(crate) fn memories(&self) -> Vec<Arc<ImageMemory>> {
-        let parents = self.parents.iter().map(|parent| parent.memory());
-        std::iter::once(self.memory()).chain(parents).collect()
-    }
-
-    /// Are all pages that instances map in DRAM, to stay? Otherwise they come when they are needed, and
-    /// there is no template to fork.
-    pub fn is_resident(&self) -> bool {
-        self.memories().iter().all(|memory| memory.is_resident())
     }
 
     /// Is the parked request a `restore/next`? Only the node knows; the snapshot tells that there is one.

@@ -83,7 +83,7 @@ impl Launcher {
         }
         let known = self.inner.pools.add(image, memory.view());
         known.map_err(|source| crate::image::ImageError::Store(source.into()))?;
-        image.set_memory(Arc::new(memory));
+        image.replace_memory(memory);
         image.stowage().lies_as(&stored.map);
         if let Some(paging) = &self.inner.paging {
             paging.follow(image.clone());

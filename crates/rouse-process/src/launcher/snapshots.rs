@@ -18,7 +18,7 @@ use crate::image::stowage::Stowage;
 use crate::image::{Image, ImageError, Loaded};
 use crate::instance::{Instance, LaunchSpec, Origin};
 use crate::working_set::Observation;
-use rouse_pool::memory::ImageMemory;
+use rouse_pool::memory::{ImageMemory, MemoryOwner as _};
 
 /// What a checkpoint did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -289,11 +289,7 @@ impl Launcher {
     }
 
     fn place_on(&self, image: &Arc<Image>, node: Option<NumaNode>) -> Result<(), SnapshotError> {
-        let memory = image.memory();
-        let near = memory.near().unwrap_or(&memory);
-        near.place(node, &image.hot_pages())?;
-        // It is all there by now: nobody has to wait for pages meanwhile.
-        image.leave_far();
+        image.place_on(node)?;
         if self.inner.config.huge_pages
             && node.is_none()
             && let Err(error) = image.memory().enlarge()
@@ -316,18 +312,17 @@ impl Launcher {
             let known = self.inner.pools.add(image, far.view());
             known.map_err(|source| SnapshotError::from(ImageError::Store(source.into())))
         })?;
-        self.drop_makers_of_children(image);
+        self.drop_ahead_of_children(image);
         // Instances that still map the pool keep its pages until they end, and this is called again.
         image.memory().release()?;
         Ok(())
     }
 
     /// What makes instances of deltas ahead maps their parent's pool where it was.
-    fn drop_makers_of_children(&self, parent: &Arc<Image>) {
+    fn drop_ahead_of_children(&self, parent: &Arc<Image>) {
         for image in self.inner.pools.images() {
             if image.descends_from(parent) {
-                image.drop_parked();
-                image.drop_clones();
+                image.drop_ahead();
             }
         }
     }
@@ -355,11 +350,8 @@ impl Launcher {
         let task = tokio::task::spawn_blocking(move || {
             // What is being stored anew has to stay until that is done.
             if let Some(_claim) = image.stowage().claim() {
-                image.drop_parked();
-                image.drop_clones();
-                launcher.drop_makers_of_children(&image);
-                image.leave_far();
-                image.memory().release()?;
+                launcher.drop_ahead_of_children(&image);
+                image.release()?;
             }
             Ok::<_, SnapshotError>(image.memory().resident_pages().unwrap_or(0))
         });

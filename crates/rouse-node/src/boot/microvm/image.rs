@@ -4,11 +4,11 @@ use std::ops::Range;
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rouse_pool::chunk::Base;
 use rouse_pool::keeper::PagerError;
-use rouse_pool::memory::{Hold, ImageMemory};
+use rouse_pool::memory::{Hold, ImageMemory, PlacedMemory};
 use rouse_pool::snapshot_store::{SnapshotStore, StoreError, StoredSnapshot, WriteOptions};
 use rouse_process::launcher::{Copies, Launcher, PoolOwner, SnapshotError, Waits};
 use rouse_process::memory_report::MemoryReport;
@@ -41,9 +41,8 @@ pub struct MachineImage {
     pub is_template: bool,
     /// Nothing for one that is only in memory.
     directory: Option<PathBuf>,
-    pub(super) memory: RwLock<Arc<ImageMemory>>,
-    /// Why its pages had to leave far memory, the last time they had to.
-    pub(super) far_problem: Mutex<Option<String>>,
+    /// Exchanged when it is stored anew, or placed elsewhere: machines that run keep what they have.
+    pub(super) memory: PlacedMemory,
     /// Whose its pages are, as far as its guest said so.
     owners: Owners,
     learning: Mutex<Learning>,
@@ -128,7 +127,7 @@ impl Held {
 
 impl HeldPool {
     fn of(image: &MachineImage) -> Self {
-        let memory = image.usable_memory();
+        let memory = image.memory.usable(image);
         let hold = memory.hold();
         Self {
             memory,
@@ -168,8 +167,7 @@ impl MachineImage {
             parents: parts.parents,
             is_template: parts.is_template,
             directory: parts.directory,
-            memory: RwLock::new(Arc::new(memory)),
-            far_problem: Mutex::default(),
+            memory: PlacedMemory::new(memory),
             owners: parts.owners,
             learning: Mutex::new(learning),
             copies: Copies::default(),
@@ -220,16 +218,16 @@ impl MachineImage {
 
     /// Are all of its pages in memory, to stay, and those of its ancestors?
     pub fn is_resident(&self) -> bool {
-        let resident = |image: &MachineImage| image.memory().is_resident();
+        let resident = |image: &MachineImage| image.memory.current().is_resident();
         resident(self) && self.ancestors().all(|image| resident(image))
     }
 
     /// Brings them in.
     pub fn make_resident(&self) -> Result<(), PagerError> {
         for image in self.ancestors() {
-            image.memory().make_resident()?;
+            image.memory.current().make_resident()?;
         }
-        self.memory().make_resident()
+        self.memory.current().make_resident()
     }
 
     /// What the pages of a snapshot that was made of it are to be stored beside. Nothing, if it is no template.
@@ -250,7 +248,9 @@ impl MachineImage {
 
     /// Are the touches of the next machine to be seen exactly?
     pub fn is_to_be_observed(&self) -> bool {
-        !self.is_template && self.memory().registered().is_some() && self.learning().is_curious()
+        !self.is_template
+            && self.memory.current().registered().is_some()
+            && self.learning().is_curious()
     }
 
     /// A machine has touched these pages until it answered. In the background, they are stored in front if that is worth it.
@@ -314,11 +314,11 @@ impl MachineImage {
             .store(stored_bytes(&stored), Ordering::Relaxed);
         let memory = launcher.memory_of(&stored, false)?;
         // What replaces the pool is not a copy of it; the policy makes another one.
-        self.leave_far();
-        if self.memory().is_resident() {
+        self.memory.leave_far(self.as_ref());
+        if self.memory.current().is_resident() {
             memory.make_resident()?;
         }
-        self.set_memory(Arc::new(memory));
+        self.memory.replace(memory);
         launcher.follow(self.clone());
         Ok(())
     }
@@ -334,7 +334,7 @@ impl MachineImage {
     }
 
     pub fn image_use(&self) -> ImageUse {
-        let memory = self.memory();
+        let memory = self.memory.current();
         let hot = self.hot_pages();
         ImageUse {
             resident_pages: memory.resident_pages().unwrap_or(0),
@@ -371,7 +371,7 @@ impl MachineImage {
             self,
             &self.owners,
             &self.known(),
-            &self.memory(),
+            &self.memory.current(),
             self.working_set(),
         )
     }
@@ -381,16 +381,6 @@ impl MachineImage {
         self.problem.get().cloned()
     }
 
-    pub(super) fn current_memory(&self) -> Arc<ImageMemory> {
-        let memory = self.memory.read().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(&memory)
-    }
-
-    /// Has machines that start from now on map another pool of the same contents.
-    pub(super) fn set_memory(&self, memory: Arc<ImageMemory>) {
-        *self.memory.write().unwrap_or_else(PoisonError::into_inner) = memory;
-    }
-
     fn learning(&self) -> MutexGuard<'_, Learning> {
         self.learning.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -398,7 +388,7 @@ impl MachineImage {
 
 impl PoolOwner for MachineImage {
     fn memory(&self) -> Arc<ImageMemory> {
-        self.current_memory()
+        self.memory.current()
     }
 
     fn descends_from(&self, other: &dyn PoolOwner) -> bool {

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use rouse_pool::FarMemory;
 use rouse_process::instance::{BootPath, LaunchSpec};
-use rouse_process::launcher::PoolOwner as _;
 use rouse_process::memory_report::MemoryReport;
 use rouse_process::working_set::WorkingSetReport;
 use tokio::runtime::Handle;
@@ -162,7 +161,7 @@ impl Snapshot for LoadedMachine {
     }
 
     fn is_stale(&self) -> bool {
-        self.image.memory().is_stale()
+        self.image.memory.current().is_stale()
     }
 
     fn is_resident(&self) -> bool {

@@ -82,7 +82,7 @@ impl FarPool {
     }
 
     /// Copies pages that `read` gives.
-    fn copy_with(
+    pub(crate) fn copy_with(
         directory: &Arc<FarDirectory>,
         pages: u64,
         mut read: impl FnMut(Range<u64>, &mut [u8]) -> Result<(), FarError>,
