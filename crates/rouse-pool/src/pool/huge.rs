@@ -28,6 +28,8 @@ use super::PinnedPool;
 
 /// Pages in a large page.
 pub const HUGE_PAGES: u64 = 512;
+/// So often the kernel is asked for one, while it says that this cannot be done just now.
+const TRIES: usize = 8;
 /// Bytes of it.
 const HUGE: usize = (HUGE_PAGES * PAGE_SIZE) as usize;
 
@@ -36,7 +38,7 @@ impl PinnedPool {
     /// each.
     ///
     /// # Errors
-    /// The kernel knows no such thing, or has no memory for the first one. Later ones that cannot be had are left out.
+    /// The kernel knows no such thing, or could make none. Those that cannot be had beside others are left out.
     pub fn enlarge(&self) -> io::Result<u64> {
         let count = self.pool().pages() / HUGE_PAGES;
         if count == 0 {
@@ -57,23 +59,41 @@ impl PinnedPool {
                 0,
             )
         }?;
-        let mut made = 0;
+        let (mut made, mut refused) = (0, None);
         for index in 0..count as usize {
             let first = index as u64 * HUGE_PAGES;
             if self.pool().is_wired(&(first..first + HUGE_PAGES)) {
                 continue;
             }
-            let at = begin + index * HUGE;
-            // SAFETY: the range is mapped by what was just made; which page holds its contents changes nothing of them.
-            match unsafe { libc::madvise(at as *mut _, HUGE, libc::MADV_COLLAPSE) } {
-                0 => made += 1,
-                // Later ones may be in use in a way that does not allow it now.
-                _ if made > 0 => {}
-                _ => return Err(io::Error::last_os_error()),
+            // Some may be in use in a way that does not allow it now.
+            match collapse(begin + index * HUGE) {
+                Ok(()) => made += 1,
+                Err(error) => refused = Some(error),
             }
         }
-        Ok(made)
+        match refused {
+            Some(error) if made == 0 => Err(error),
+            _ => Ok(made),
+        }
     }
+}
+
+/// Has one large page hold the contents of the [`HUGE`] bytes that are mapped at `at`.
+fn collapse(at: usize) -> io::Result<()> {
+    let mut error = io::Error::from(io::ErrorKind::WouldBlock);
+    for _ in 0..TRIES {
+        // SAFETY: the range is mapped by the caller; which page holds its contents changes nothing of them.
+        if unsafe { libc::madvise(at as *mut _, HUGE, libc::MADV_COLLAPSE) } == 0 {
+            return Ok(());
+        }
+        error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::WouldBlock {
+            break;
+        }
+        // Somebody holds one of the pages: a processor that has just made it, as a rule.
+        std::thread::yield_now();
+    }
+    Err(error)
 }
 
 /// When the kernel makes large pages of shared memory by itself.

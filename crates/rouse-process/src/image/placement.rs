@@ -14,6 +14,11 @@ impl Image {
         self.memory.usable(self)
     }
 
+    /// The same, unchecked: only to be looked at.
+    pub(crate) fn placed_memory(&self) -> Arc<ImageMemory> {
+        self.memory.current()
+    }
+
     /// Its own memory and that of its parents, in the order in which runs number pools. What an instance maps and what
     /// it relies on must come from one and the same answer.
     pub(crate) fn memories(&self) -> Vec<Arc<ImageMemory>> {

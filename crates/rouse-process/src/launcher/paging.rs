@@ -55,7 +55,7 @@ pub trait PoolOwner: Send + Sync {
 
 impl PoolOwner for Image {
     fn memory(&self) -> Arc<ImageMemory> {
-        self.memory()
+        self.placed_memory()
     }
 
     fn descends_from(&self, other: &dyn PoolOwner) -> bool {

@@ -38,11 +38,10 @@ impl MachineImage {
         };
         let known = |_: &ImageMemory| Ok::<_, FarError>(());
         let moved = self.memory.move_to_far(self, directory, known);
-        if moved.map_err(|error| BootError::from_error(&error))? {
-            // Machines that still map the pool keep its pages until they end, and this is called again.
-            let released = self.memory.usable(self).release();
-            released.map_err(|error| BootError::from_error(&error))?;
-        }
+        moved.map_err(|error| BootError::from_error(&error))?;
+        // Machines that still map the pool keep its pages until they end, and this is called again.
+        let released = self.memory.usable(self).release();
+        released.map_err(|error| BootError::from_error(&error))?;
         Ok(())
     }
 
