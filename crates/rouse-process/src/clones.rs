@@ -194,7 +194,7 @@ impl Host {
             task.as_fd(),
             sandbox.init.pidfd.as_fd(),
         ];
-        fds.extend(sandbox.cgroup_procs.iter().map(|fd| fd.as_fd()));
+        fds.extend(sandbox.cgroup_entrances.iter().map(|fd| fd.as_fd()));
         {
             let host = self.control.lock().unwrap_or_else(PoisonError::into_inner);
             order::send(host.as_fd(), &[READY], &fds)

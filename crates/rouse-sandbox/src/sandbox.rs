@@ -74,8 +74,8 @@ pub struct Sandbox {
     pub client: OwnedFd,
     /// The node's end of that connection.
     pub server: TcpStream,
-    /// Open for writing: `cgroup.procs` of each hierarchy.
-    pub cgroup_procs: Vec<OwnedFd>,
+    /// Of each hierarchy, open for writing: where a process of one thread writes `0` to enter the sandbox's group.
+    pub cgroup_entrances: Vec<OwnedFd>,
     /// Ends the sandbox when dropped.
     pub handle: SandboxHandle,
 }

@@ -165,7 +165,7 @@ impl Launcher {
                 .iter()
                 .map(|(resource, value)| (*resource, *value, *value))
                 .collect(),
-            cgroups: trial.cgroup_procs.len(),
+            cgroups: trial.cgroup_entrances.len(),
         };
         trial.destroy();
         let empty = config.store.join("empty");

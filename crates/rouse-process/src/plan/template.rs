@@ -36,7 +36,7 @@ pub const READY: u8 = b'r';
 impl Context<'_> {
     /// Waits for orders for ever. Each order brings six or more descriptors, which the kernel
     /// puts behind the control socket: the porter's control socket; log, client, task, as in a
-    /// restore; the pidfd of the sandbox's init, and its `cgroup.procs` files.
+    /// restore; the pidfd of the sandbox's init, and the entrances of its control groups.
     pub(super) fn serve_clones(&mut self, list: &mut Vec<Op>, instance: u64) {
         let control = self.fds.control();
         let received = control + 1;

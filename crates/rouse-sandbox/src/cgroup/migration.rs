@@ -1,6 +1,7 @@
 //! Cheap moves of processes between groups.
 //!
-//! Every move takes a lock that all forks and exits of the host take for reading. As it comes, that lock favours
+//! Every move but that of a thread by itself (`SlotGroup::entrance`) takes a lock that all forks and exits of the host take for
+//! reading. As it comes, that lock favours
 //! readers, and the first move after an idle spell waits for an RCU grace period: 10 to 18 ms. The mount option
 //! `favordynmods` makes the writer's side cheap; since the lock is one for all hierarchies, an empty hierarchy of our
 //! own is enough, and no mount of the host's is touched. It ends when its last descriptor is closed.

@@ -189,8 +189,21 @@ impl SlotGroups {
         self.groups.iter().map(SlotGroup::procs)
     }
 
-    /// Moves a process into the slot; 0 is the calling one.
-    pub fn enter(&self, pid: i32) -> io::Result<()> {
+    /// Of each hierarchy, open for writing: where a process of one thread writes `0` to move itself.
+    pub fn entrances(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.groups.iter().map(SlotGroup::entrance)
+    }
+
+    /// Moves the calling process, which has one thread, into the slot.
+    pub fn enter(&self) -> io::Result<()> {
+        for entrance in self.entrances() {
+            rustix::io::write(entrance, b"0")?;
+        }
+        Ok(())
+    }
+
+    /// Moves another process into the slot.
+    pub fn take_in(&self, pid: i32) -> io::Result<()> {
         let pid = pid.to_string();
         for procs in self.procs() {
             rustix::io::write(procs, pid.as_bytes())?;

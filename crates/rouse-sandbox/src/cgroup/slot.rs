@@ -19,6 +19,8 @@ pub struct SlotGroup {
     controllers: Vec<Controller>,
     dir: OwnedFd,
     procs: OwnedFd,
+    /// `tasks`, v1.
+    tasks: Option<OwnedFd>,
     memory: Option<MemoryFiles>,
 }
 
@@ -70,6 +72,10 @@ impl SlotGroup {
             rustix::fs::openat(&dir, file, access | OFlags::CLOEXEC, Mode::empty())
         };
         let procs = open("cgroup.procs", OFlags::WRONLY)?;
+        let tasks = match version {
+            Version::V1 => Some(open("tasks", OFlags::WRONLY)?),
+            Version::V2 => None,
+        };
         let memory = match version {
             _ if !controllers.contains(&Controller::Memory) => None,
             Version::V1 => Some(MemoryFiles {
@@ -86,6 +92,7 @@ impl SlotGroup {
             controllers: controllers.to_vec(),
             dir,
             procs,
+            tasks,
             memory,
         })
     }
@@ -145,6 +152,12 @@ impl SlotGroup {
     /// `cgroup.procs`, open for writing.
     pub fn procs(&self) -> BorrowedFd<'_> {
         self.procs.as_fd()
+    }
+
+    /// Where a process of one thread writes `0` to move itself. With `tasks` the kernel need not keep other processes from forking
+    /// and ending meanwhile (since Linux 5.5).
+    pub fn entrance(&self) -> BorrowedFd<'_> {
+        self.tasks.as_ref().unwrap_or(&self.procs).as_fd()
     }
 
     /// What tells about its memory.

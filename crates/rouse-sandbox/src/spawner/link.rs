@@ -176,13 +176,14 @@ impl Link {
         let listener = TcpListener::from(descriptors.next()?);
         let client = descriptors.next()?;
         let server = TcpStream::from(descriptors.next()?);
-        let (mut cgroup_procs, mut blank_pidfd, mut control, mut events, mut peak) =
+        let (mut cgroup_entrances, mut blank_pidfd, mut control, mut events, mut peak) =
             (Vec::new(), None, None, None, None);
         for (extra, descriptor) in extras.into_iter().zip(descriptors) {
             match extra {
                 Extra::BlankPidfd => blank_pidfd = Some(descriptor),
                 Extra::BlankControl => control = Some(descriptor),
-                Extra::CgroupProcs => cgroup_procs.push(descriptor),
+                Extra::CgroupEntrance => cgroup_entrances.push(descriptor),
+                Extra::CgroupProcs => {}
                 Extra::MemoryEvents => events = Some(descriptor),
                 Extra::MemoryPeak => peak = Some(descriptor),
             }
@@ -206,7 +207,7 @@ impl Link {
             listener,
             client,
             server,
-            cgroup_procs,
+            cgroup_entrances,
             handle,
         })
     }
@@ -238,7 +239,7 @@ impl Link {
                 Extra::CgroupProcs => procs.push(descriptor),
                 Extra::MemoryEvents => events = Some(descriptor),
                 Extra::MemoryPeak => peak = Some(descriptor),
-                Extra::BlankPidfd | Extra::BlankControl => {}
+                Extra::BlankPidfd | Extra::BlankControl | Extra::CgroupEntrance => {}
             }
         }
         Ok(LentGroup {

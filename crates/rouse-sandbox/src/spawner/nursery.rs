@@ -215,7 +215,7 @@ impl Nursery {
         entry
             .slot
             .groups
-            .enter(pid)
+            .take_in(pid)
             .map_err(explain("enter the control groups"))?;
         socket::send(&ours, home::GO, &[])?;
         entry.stage = Stage::Home { status: ours };
@@ -344,7 +344,10 @@ impl Nursery {
             further(Extra::BlankControl, control.as_fd());
         }
         let memory = entry.slot.groups.memory();
-        hand_out(&entry.slot, memory.as_ref(), further);
+        for entrance in entry.slot.groups.entrances() {
+            further(Extra::CgroupEntrance, entrance);
+        }
+        hand_out(memory.as_ref(), further);
         let event = Event::Created {
             request: entry.request,
             sandbox: id,
@@ -368,10 +371,14 @@ impl Nursery {
         self.next_id += 1;
         let (mut extras, mut descriptors) = (Vec::new(), Vec::new());
         let memory = slot.groups.memory();
-        hand_out(&slot, memory.as_ref(), |extra, descriptor| {
+        let mut further = |extra, descriptor| {
             extras.push(extra);
             descriptors.push(descriptor);
-        });
+        };
+        for procs in slot.groups.procs() {
+            further(Extra::CgroupProcs, procs);
+        }
+        hand_out(memory.as_ref(), further);
         let event = Event::Group {
             request,
             group,
@@ -537,15 +544,11 @@ impl Nursery {
     }
 }
 
-/// What the node needs of a slot's groups.
+/// What the node needs of a slot's memory.
 fn hand_out<'a>(
-    slot: &'a Slot,
     memory: Option<&'a MemoryAccounts<'a>>,
     mut further: impl FnMut(Extra, BorrowedFd<'a>),
 ) {
-    for procs in slot.groups.procs() {
-        further(Extra::CgroupProcs, procs);
-    }
     if let Some(memory) = memory {
         further(Extra::MemoryEvents, memory.events);
         if let Some(peak) = &memory.peak {

@@ -83,7 +83,7 @@ impl Porter {
         let outcome = unsafe {
             borrow_memory(stack, || {
                 slot.groups
-                    .enter(0)
+                    .enter()
                     .map_err(explain("enter the control groups"))?;
                 home.enter().map_err(explain("enter the namespaces"))?;
                 process::become_user(0, 0).map_err(explain("become uid 0"))?;

@@ -63,8 +63,10 @@ pub enum Extra {
     BlankPidfd,
     /// The node's end of the blank's control socket.
     BlankControl,
-    /// `cgroup.procs` of one hierarchy, for writing.
+    /// `cgroup.procs` of one hierarchy, for writing: of lent groups.
     CgroupProcs,
+    /// Where a process of one thread writes `0` to enter the group of one hierarchy: of sandboxes.
+    CgroupEntrance,
     /// File with the count of out-of-memory kills.
     MemoryEvents,
     /// File with the peak of memory.

@@ -166,7 +166,7 @@ pub fn a_hundred_sandboxes_leave_nothing(node: &Node) {
                     };
                     let sandbox: Sandbox = node.spawner.create(LIMITS, kind).unwrap();
                     assert_eq!(sandbox.blank.is_some(), kind == SandboxKind::Blank);
-                    assert!(!sandbox.cgroup_procs.is_empty());
+                    assert!(!sandbox.cgroup_entrances.is_empty());
                     sandbox.destroy();
                 }
             });
