@@ -323,11 +323,14 @@ def test_machines_are_made_of_one_template(own_node, tmp_path):
     # All of it survives the node.
     taken = [function.describe()["snapshot"]["taken_at"] for function, _ in functions]
     node.stop()
+    node.settings["rewind"] = "true"
     node.start()
     for (function, files), init in zip(functions, inits, strict=True):
         assert call(function, files) == ("restore", init)
         of_template(function)
     assert call(*functions[1], "parked") == ("parked", inits[1])
+    # A child that has answered is put back, to what is its own and its template's.
+    wait_until(lambda: call(*functions[1]) == ("rewind", inits[1]), lambda: f"one was put back: {node.log()[-6000:]}")
     assert [function.describe()["snapshot"]["taken_at"] for function, _ in functions] == taken
     assert templates(node) == [template]
     for column in zip(*drawn, strict=True):
@@ -337,6 +340,7 @@ def test_machines_are_made_of_one_template(own_node, tmp_path):
         # One that is damaged is made anew, and with it the functions.
         functions.pop()[0].delete()
         node.stop()
+        del node.settings["rewind"]
         assert node.cli("fsck", "--state-dir", node.state, check=False).returncode == 0
         disks = node.state / "snapshots/@templates" / template / "guest.json"
         disks.write_text(disks.read_text().replace('"sha256":"', '"sha256":"0'))
@@ -355,6 +359,19 @@ def test_machines_are_made_of_one_template(own_node, tmp_path):
     node.stop()
     node.start()
     assert templates(node) == []
+
+
+@needs_machines
+def test_node_in_a_machine(own_node):
+    node = node_with_machines(own_node)
+    node.cli("deploy", HELLO.parent / "hello-node", "--name", "hello", "--sandbox", "microvm", "--timeout", PATIENCE)
+    hello = Function(node, "hello")
+    assert has_snapshot(hello, node)["saved_pages"] > 0
+    for path in ("restore", "fork", "parked", "cold"):
+        reply = hello.invoke({"name": path}, path)
+        assert (reply.boot, reply.json) == (path, {"message": f"Hello, {path}!"}), f"{reply}\n{node.log()[-6000:]}"
+    hello.delete()
+    wait_until(lambda: not vmms(node), lambda: f"nothing is left of a function that is gone: {vmms(node)}")
 
 
 @needs_machines

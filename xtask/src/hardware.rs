@@ -49,10 +49,11 @@ const INTEGRATION: [&[&str]; 2] = [
 ];
 /// The same of what takes many minutes each. They run when this variable is there.
 const LONG: &str = "ROUSE_TEST_LONG";
-const LONG_INTEGRATION: [&[&str]; 3] = [
+const LONG_INTEGRATION: [&[&str]; 4] = [
     &["tests/test_microvm_functions.py::test_copies_of_a_machine"],
     &["tests/test_microvm_functions.py::test_machines_are_made_of_one_template"],
     &["tests/test_microvm_functions.py::test_machines_on_far_memory"],
+    &["tests/test_microvm_functions.py::test_node_in_a_machine"],
 ];
 
 /// Runs them, or only `suites`, if there are some. The workspace's tests must have been built; `node` is the variables that the
