@@ -1,11 +1,13 @@
-# Copies this machine's Python with all that it loads below $1: the root of the microVMs that are tested.
+# Copies this machine's Python with all that it loads below $1: the root of the microVMs that are tested. For long tests Node, too,
+# with which the image is twice as large.
 set -eu
 python=$(readlink -f /usr/bin/python3)
 library=$("$python" -I -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
+node=${ROUSE_TEST_LONG:+/usr/bin/node}
 {
-    printf '%s\n' /usr/bin/python3 "$python" "$library"
+    printf '%s\n' /usr/bin/python3 "$python" "$library" ${node:+"$node" "$(readlink -f "$node")"}
     # A library may be a link, which is copied with what it leads to.
-    ldd "$python" "$library"/lib-dynload/*.so | grep -o '/[^ :]*\.so[^ :]*' | sort -u | while read -r file; do
+    ldd "$python" ${node:+"$node"} "$library"/lib-dynload/*.so | grep -o '/[^ :]*\.so[^ :]*' | sort -u | while read -r file; do
         printf '%s\n' "$file" "$(readlink -f "$file")"
     done
 } | sort -u | while read -r path; do
