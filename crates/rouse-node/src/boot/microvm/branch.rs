@@ -85,7 +85,7 @@ impl Inner {
             snapshot,
             // No other pool is called so.
             identity: identity.random,
-            known: GuestKnows {
+            guest: GuestKnows {
                 parked,
                 disks: seals,
             },

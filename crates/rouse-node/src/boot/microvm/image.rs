@@ -25,7 +25,6 @@ use super::known::GuestKnows;
 use super::learning::{self, Learning};
 use super::prepare::DiskImage;
 use super::report;
-
 use crate::boot::{Booted, ImageUse};
 
 /// A loaded snapshot of a machine.
@@ -34,7 +33,8 @@ pub struct MachineImage {
     pub snapshot: MachineSnapshot,
     /// By which a store knows its pool.
     pub identity: [u8; 32],
-    pub known: GuestKnows,
+    /// What its guest knew when it was written down.
+    pub guest: GuestKnows,
     /// What else its memory lies in, in the order in which the snapshot refers to it.
     parents: Vec<Parent>,
     /// It knows no function and no package: functions are made of it.
@@ -64,7 +64,7 @@ impl Waits for Booted {
 pub struct Parts {
     pub snapshot: MachineSnapshot,
     pub identity: [u8; 32],
-    pub known: GuestKnows,
+    pub guest: GuestKnows,
     pub parents: Vec<Parent>,
     pub is_template: bool,
     pub directory: Option<PathBuf>,
@@ -163,7 +163,7 @@ impl MachineImage {
         Self {
             snapshot: parts.snapshot,
             identity: parts.identity,
-            known: parts.known,
+            guest: parts.guest,
             parents: parts.parents,
             is_template: parts.is_template,
             directory: parts.directory,

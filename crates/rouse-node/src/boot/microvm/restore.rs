@@ -42,7 +42,7 @@ impl Inner {
         // A template knows no package: it may be any.
         let known = |seal: &&Seal| !(image.is_template && seal.place() == PACKAGE);
         let seals = disks.iter().map(|disk| &disk.seal).filter(known);
-        if !seals.eq(&image.known.disks) {
+        if !seals.eq(&image.guest.disks) {
             let problem = "the machine's disks are not those that it was written down with";
             image.set_problem(problem.to_owned());
             return Err(BootError::new(problem));
@@ -52,8 +52,8 @@ impl Inner {
         }
         let waits = matches!(path, BootPath::Parked | BootPath::Rewind);
         let life = match image.is_template {
-            true => Life::of_template(image.known.parked),
-            false => Life::copied(image.known.parked, waits),
+            true => Life::of_template(image.guest.parked),
+            false => Life::copied(image.guest.parked, waits),
         };
         let (life, mut copied) = life.map_err(|error| failed(&error))?;
         let exactly = path == BootPath::Restore && image.is_to_be_observed();
@@ -107,7 +107,7 @@ impl Inner {
         let exit = machine.exit();
         let exit = exit.ok_or_else(|| BootError::new("the machine was never up"))?;
         let (life, mut copied) =
-            Life::copied(image.known.parked, true).map_err(|error| failed(&error))?;
+            Life::copied(image.guest.parked, true).map_err(|error| failed(&error))?;
         let state = machine.state();
         state.begin_life(life);
         let running = machine.running();

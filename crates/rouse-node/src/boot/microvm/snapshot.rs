@@ -95,8 +95,8 @@ impl Inner {
         store_owners(dir, &identity, &owners).map_err(|error| failed(&error))?;
         // Last: without them there is no snapshot.
         let disks = images.into_iter().map(|image| image.seal).collect();
-        let known = GuestKnows { parked, disks };
-        known.write(dir).map_err(|error| failed(&error))?;
+        let guest = GuestKnows { parked, disks };
+        guest.write(dir).map_err(|error| failed(&error))?;
         Ok(CheckpointReport {
             pause_us,
             resident_bytes: pool.pages() * PAGE_SIZE,
@@ -118,11 +118,11 @@ impl Inner {
         let name = store.name_of(dir).map_err(|error| failed(&error))?;
         let stored = store.open_as::<MachineSnapshot>(&name);
         let stored = stored.map_err(|error| failed(&error))?;
-        let known = GuestKnows::read(dir).map_err(|error| {
+        let guest = GuestKnows::read(dir).map_err(|error| {
             BootError::new(format!("the list of its disks is damaged: {error}"))
         })?;
         let is_template = stored.binding.domain == Domain::Templates;
-        let of_package = known.disks.iter().any(|seal| seal.place() == PACKAGE);
+        let of_package = guest.disks.iter().any(|seal| seal.place() == PACKAGE);
         if is_template == of_package {
             return Err(BootError::new(
                 "the list of its disks is that of another kind of snapshot",
@@ -134,7 +134,7 @@ impl Inner {
             .cloned()
             .collect();
         let parents: Option<Vec<Parent>> = parents
-            .map(|parent| find_parent(parent, &known.disks, &templates))
+            .map(|parent| find_parent(parent, &guest.disks, &templates))
             .collect();
         let parents = parents.ok_or_else(|| {
             BootError::new(
@@ -156,7 +156,7 @@ impl Inner {
             stored_bytes: stored_bytes(&stored),
             snapshot: stored.snapshot,
             identity,
-            known,
+            guest,
             parents,
             is_template,
             directory: Some(dir.to_owned()),

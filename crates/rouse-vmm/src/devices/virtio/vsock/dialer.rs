@@ -13,10 +13,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
-use super::Ports;
 use rouse_sandbox::confine;
 use rustix::fs::OFlags;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+
+use super::Ports;
 
 /// The VMM's side of it.
 #[derive(Debug)]
@@ -55,7 +56,7 @@ impl Dialer {
                 let (ours, theirs) =
                     rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
                 // Fails when the node does not take what is there already.
-                confine::send(node, &to_bytes(ports), &[theirs.as_fd()])?;
+                confine::send(node, &ports.number().to_le_bytes(), &[theirs.as_fd()])?;
                 Ok(ours.into())
             }
         }
@@ -95,32 +96,21 @@ impl Connections {
     /// If the system refuses to wait.
     pub fn accept(&self) -> io::Result<Option<Incoming>> {
         while let Some((bytes, descriptors)) = confine::receive(&self.0)? {
-            let (Some(ports), Ok([socket])) =
-                (from_bytes(&bytes), <[OwnedFd; 1]>::try_from(descriptors))
-            else {
+            let (Ok(ports), Ok([socket])) = (
+                <[u8; 8]>::try_from(bytes),
+                <[OwnedFd; 1]>::try_from(descriptors),
+            ) else {
                 continue;
             };
             if is_stream(&socket) {
                 let stream = UnixStream::from(socket);
                 stream.set_nonblocking(false)?;
+                let ports = Ports::of_number(u64::from_le_bytes(ports));
                 return Ok(Some(Incoming { ports, stream }));
             }
         }
         Ok(None)
     }
-}
-
-/// How the VMM tells the node.
-fn to_bytes(ports: Ports) -> [u8; 8] {
-    (u64::from(ports.guest) << 32 | u64::from(ports.host)).to_le_bytes()
-}
-
-fn from_bytes(bytes: &[u8]) -> Option<Ports> {
-    let (host, guest) = bytes.split_first_chunk::<4>()?;
-    Some(Ports {
-        guest: u32::from_le_bytes(guest.try_into().ok()?),
-        host: u32::from_le_bytes(*host),
-    })
 }
 
 /// A connected one, not any other file: of those, reading may have effects.
@@ -198,7 +188,7 @@ mod tests {
         let (datagrams, _other) =
             std::os::unix::net::UnixDatagram::pair().expect("sockets can be made");
         let (stream, _other) = UnixStream::pair().expect("sockets can be made");
-        let port = to_bytes(to(7));
+        let port = to(7).number().to_le_bytes();
         let send = |bytes: &[u8], with: &[std::os::fd::BorrowedFd<'_>]| {
             confine::send(node, bytes, with).expect("it is taken");
         };

@@ -60,7 +60,7 @@ impl Hub {
         let mut events = [EpollEvent::default(); MOST_CONNECTIONS];
         let count = self.epoll.wait(0, &mut events).unwrap_or(0);
         for event in &events[..count] {
-            let ports = ports(event.data());
+            let ports = Ports::of_number(event.data());
             if let Some(connection) = self.connections.get_mut(&ports) {
                 connection.wake();
                 self.flush(ports);
@@ -129,7 +129,7 @@ impl Hub {
         self.epoll.ctl(
             ControlOperation::Add,
             connection.stream().as_raw_fd(),
-            EpollEvent::new(interest, key(ports)),
+            EpollEvent::new(interest, ports.number()),
         )?;
         // Closing a socket takes it out again.
         self.connections.insert(ports, connection);
@@ -168,11 +168,13 @@ impl Hub {
         if let Some(connection) = owing {
             return Some(Next::Answer(connection.packet(Operation::CreditUpdate)));
         }
-        let after = self.last.map_or(0, |ports| key(ports).saturating_add(1));
+        let after = self
+            .last
+            .map_or(0, |ports| ports.number().saturating_add(1));
         let ready = |connection: &&Connection| connection.may_deliver();
         let ports = self
             .connections
-            .range(ports(after)..)
+            .range(Ports::of_number(after)..)
             .chain(&self.connections)
             .map(|(_, connection)| connection)
             .find(ready)?
@@ -243,17 +245,5 @@ impl Hub {
                 self.refuse(ports);
             }
         }
-    }
-}
-
-fn key(ports: Ports) -> u64 {
-    u64::from(ports.guest) << 32 | u64::from(ports.host)
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "the two halves of a key")]
-fn ports(key: u64) -> Ports {
-    Ports {
-        guest: (key >> 32) as u32,
-        host: key as u32,
     }
 }

@@ -41,6 +41,25 @@ pub struct Ports {
     pub host: u32,
 }
 
+impl Ports {
+    /// Both as one number.
+    pub(super) fn number(self) -> u64 {
+        u64::from(self.guest) << 32 | u64::from(self.host)
+    }
+
+    /// What has this [`number`](Self::number).
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the two halves of a number"
+    )]
+    pub(super) fn of_number(number: u64) -> Self {
+        Self {
+            guest: (number >> 32) as u32,
+            host: number as u32,
+        }
+    }
+}
+
 /// What a packet is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Operation {
